@@ -1,0 +1,1 @@
+"""The `cers` command: a command parses, calls one public function and prints."""

@@ -1,0 +1,197 @@
+"""One run's settings: pydantic models, YAML presets, `a.b=c` overrides."""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cers.errors import CersError, nearest
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, defaults are checked, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+
+
+class MaskReading(Section):
+    """How mask pixels become lesion. Left empty, only masks that leave no doubt are accepted."""
+
+    threshold: int | None = Field(None, description="grey value from which on a pixel is lesion, e.g. 128")
+    foreground: tuple[int, ...] | None = Field(None, description="grey values that are lesion, e.g. [1, 2]")
+
+
+class DataConfig(Section):
+    """Which images, in which layout and at which size."""
+
+    path: Path = Field(Path("phantom"), description="folder or manifest of the dataset")
+    layout: str = Field("auto", description="auto, brisc, mosmed, qata, cers, folder or manifest")
+    split: Path | None = Field(None, description="split file made by `cers data split`")
+    labelled: float | int | None = Field(
+        None, description="share (<=1.0) or count of training cases whose mask is used"
+    )
+    negatives: bool = Field(False, description="add the dataset's lesion-free images")
+    group_pattern: str | None = Field(None, description="regular expression whose first group names the patient")
+    mask: MaskReading = MaskReading()
+    image_size: int = Field(224, ge=32, description="side of the square network input, pixels")
+    cache: Path = Field(Path(".cers-cache"), description="folder for decoded images and text embeddings")
+    rationales: Path | None = Field(None, description="CSV of rationales that replace those of the dataset")
+    flips: bool = Field(True, description="left/right flips; always off for methods that read text")
+
+
+class TextConfig(Section):
+    """Frozen text encoders of report and rationale."""
+
+    report: str | None = Field("tfidf", description="encoder of reports: tfidf, minilm, hf:<model>[@revision], none")
+    cot: str | None = Field("tfidf", description="encoder of rationales: as above")
+    max_report_tokens: int = Field(128, ge=1)
+    max_cot_tokens: int = Field(256, ge=1)
+
+
+class ModelConfig(Section):
+    """The encoder that every method shares."""
+
+    encoder: str = Field("convnext_tiny", description="name of a timm model with feature maps")
+    weights: str = Field("hub", description="hub, none, package, or a .safetensors/.pth file")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the encoder")
+
+
+class MethodConfig(Section):
+    """Which method, and its own settings (checked by the method)."""
+
+    name: str = "cers"
+    settings: dict[str, Any] = {}
+
+
+class OptimConfig(Section):
+    """Optimiser and learning-rate schedule over the whole run."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0, description="linear rise of the learning rate at the start")
+    min_lr: float = Field(1e-6, ge=0)
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null for none")
+
+
+class TrainConfig(Section):
+    """Budget and bookkeeping. Give `steps`, or `epochs` over the longer stream."""
+
+    steps: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    batch_labelled: int = Field(8, ge=1)
+    batch_unlabelled: int = Field(8, ge=0)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    validate_every: int = Field(200, ge=1, description="steps")
+    checkpoint_every: int = Field(200, ge=1, description="steps")
+    patience: int | None = Field(None, ge=1, description="validations without a better Dice before stopping")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights used to validate and predict")
+    workers: int = Field(0, ge=0, description="processes that load images")
+    tensorboard: bool = False
+
+
+class RunConfig(Section):
+    """Everything that decides what a run computes."""
+
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("cers.presets").iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a preset name or YAML file, with `section.key=value` overrides applied in order.
+
+    Raises:
+        CersError: unknown preset, unreadable file, unknown key or a value of the wrong type.
+    """
+    values = {} if source is None else _read_yaml(source)
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values, where=str(source or "defaults"))
+
+
+def parse_config(values: Mapping[str, Any], where: str = "configuration") -> RunConfig:
+    """`values` as a checked configuration, or one line that names the first mistake."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise CersError(f"{where}: {_first_mistake(error, RunConfig)}") from None
+
+
+def validate_settings(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
+    """`values` checked by `model`, or one line that names the first mistake."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise CersError(f"{where}: {_first_mistake(error, model)}") from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The configuration as YAML, every value resolved."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    preset = resources.files("cers.presets") / f"{source}.yaml"
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif preset.is_file():
+        text = preset.read_text(encoding="utf-8")
+    else:
+        raise CersError(f"no preset or file '{source}'; {nearest(str(source), preset_names())}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CersError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict | None):
+        raise CersError(f"{source}: expected sections such as 'data:' and 'train:', found {type(values).__name__}")
+    return values or {}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise CersError(f"override '{override}' is not of the form section.key=value, e.g. train.steps=500")
+    *sections, last = key.split(".")
+    for name in sections:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise CersError(f"override '{override}': '{name}' has no keys of its own")
+    values[last] = yaml.safe_load(text)
+
+
+def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
+    mistake = error.errors()[0]
+    where = ".".join(str(part) for part in mistake["loc"])
+    if mistake["type"] == "extra_forbidden":
+        *sections, name = mistake["loc"]
+        return f"unknown setting '{where}'; {nearest(str(name), _keys(model, sections))}"
+    return f"{where}: {mistake['msg']} (got {mistake.get('input')!r})"
+
+
+def _keys(model: type[BaseModel], sections: Sequence[int | str]) -> list[str]:
+    for section in sections:
+        inner = model.model_fields[str(section)].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner
+    return list(model.model_fields)

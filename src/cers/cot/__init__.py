@@ -1,0 +1,1 @@
+"""Chains of thought: the four-aspect rationale, its audit and its writers."""

@@ -1,0 +1,1 @@
+"""Metrics per case, their statistics and the tables that compare runs."""

@@ -1,0 +1,122 @@
+"""The contract between a method and the training loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from cers.data.case import Batch, SemiBatch
+from cers.nets.encoder import PyramidEncoder
+
+
+class Settings(BaseModel):
+    """Base of every method's settings: unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a method may know of a run before it starts.
+
+    `encoder` makes a fresh encoder with the run's starting weights. `report_width` and `cot_width` are the widths of
+    the text embeddings, None where the run has no such text. `labelled` are the (id, group, label) of the labelled
+    cases, in the order of the split.
+    """
+
+    encoder: Callable[[], PyramidEncoder]
+    labelled: Sequence[tuple[str, str | None, str | None]]
+    report_width: int | None = None
+    cot_width: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named part of the training budget: its share of all steps, and a factor on the learning rate."""
+
+    name: str
+    share: float
+    lr_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a step stands: `step` of `steps` within its stage, both counted from 0."""
+
+    stage: str
+    step: int
+    steps: int
+
+    @property
+    def fraction(self) -> float:
+        """Share of the stage that lies behind, in [0, 1)."""
+        return self.step / max(self.steps, 1)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A scalar loss to minimise in one optimiser step, and its parts for the log."""
+
+    loss: Tensor
+    logs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was retrieved for each of B queries, as rows of the pool (`pool_ids` names them).
+
+    `index` (B,k) with `valid` (B,k) False where fewer than k cases could be had; `image_similarity` and
+    `text_similarity` (B,k) are cosines; `attention` (B,k) is each reference's share of the cross attention.
+    `candidates` (B,K) are the coarse candidates in order of image similarity, with their own two similarities.
+    """
+
+    pool_ids: Sequence[str]
+    index: Tensor
+    valid: Tensor
+    image_similarity: Tensor
+    text_similarity: Tensor
+    candidates: Tensor
+    candidates_valid: Tensor
+    candidate_image_similarity: Tensor
+    candidate_text_similarity: Tensor
+    attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`probability` (B,1,H,W) of the declared branch, every branch by name, and the evidence if any was used."""
+
+    probability: Tensor
+    branches: Mapping[str, Tensor] = field(default_factory=dict)
+    evidence: Evidence | None = None
+
+
+class Method(nn.Module, ABC):
+    """A learning rule that owns its networks, teachers and pool. Everything it must remember is in its state_dict."""
+
+    Settings: ClassVar[type[Settings]] = Settings
+    reads_text: ClassVar[bool] = False
+    uses_unlabelled: ClassVar[bool] = False
+    strong_views: ClassVar[int] = 0
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The parts of the budget, in order; shares sum to 1."""
+        return (Stage("train", 1.0),)
+
+    def start_stage(self, stage: str, labelled: Iterable[Batch]) -> None:  # noqa: B027 - most methods need nothing here
+        """Called once before the first step of `stage`, with clean views of the labelled cases."""
+
+    @abstractmethod
+    def steps(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:
+        """Yield one result per optimiser step to take on `batch`."""
+
+    def after_step(self) -> None:  # noqa: B027 - most methods need nothing here
+        """Called after each optimiser step: teachers and pools follow here."""
+
+    @abstractmethod
+    def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
+        """Probabilities for `batch`, in eval mode and without gradient; without retrieval if `use_evidence` is False."""

@@ -1,0 +1,1 @@
+"""Networks: tensors in, tensors out. No configuration, no files, no devices."""

@@ -1,0 +1,1 @@
+"""From a trained run and cases to masks with their evidence."""

@@ -1,0 +1,1 @@
+"""The knowledge pool and the two-stage search over it."""

@@ -1,0 +1,1 @@
+"""Frozen text encoders behind one protocol, and the embedding cache."""
