@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cers.errors import CersError, nearest
 
-
 Model = TypeVar("Model", bound=BaseModel)
 
 

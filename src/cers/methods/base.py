@@ -107,16 +107,16 @@ class Method(nn.Module, ABC):
         """The parts of the budget, in order; shares sum to 1."""
         return (Stage("train", 1.0),)
 
-    def start_stage(self, stage: str, labelled: Iterable[Batch]) -> None:  # noqa: B027 - most methods need nothing here
+    def start_stage(self, stage: str, labelled: Iterable[Batch]) -> None:
         """Called once before the first step of `stage`, with clean views of the labelled cases."""
 
     @abstractmethod
     def steps(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:
         """Yield one result per optimiser step to take on `batch`."""
 
-    def after_step(self) -> None:  # noqa: B027 - most methods need nothing here
+    def after_step(self) -> None:
         """Called after each optimiser step: teachers and pools follow here."""
 
     @abstractmethod
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
-        """Probabilities for `batch`, in eval mode and without gradient; without retrieval if `use_evidence` is False."""
+        """Probabilities for `batch`, in eval mode, no gradient; no retrieval if `use_evidence` is False."""

@@ -17,13 +17,17 @@ class TextFeatures:
 
 
 class TextEncoder(Protocol):
-    """A frozen text encoder. `fingerprint` names model, revision and settings, and keys the cache."""
+    """A frozen text encoder; its `fingerprint` keys the cache."""
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Names model, revision and settings."""
+        ...
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """D of the features."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> list[TextFeatures]:
         """Features of each of `texts`, in order."""
