@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,22 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def required_masks(self) -> Tensor:
+        """The masks of a labelled batch.
+
+        Raises:
+            ValueError: the batch has none, which means that the caller mixed up the two streams.
+        """
+        if self.masks is None:
+            raise ValueError(f"batch of {self.ids} carries no masks")
+        return self.masks
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        return self.images.shape[2], self.images.shape[3]
+
     def to(self, device: torch.device) -> Self:
         """The same batch with every tensor on `device`."""
         moved: dict[str, Any] = {
@@ -81,3 +98,41 @@ class SemiBatch:
         """The same pair on `device`."""
         unlabelled = None if self.unlabelled is None else self.unlabelled.to(device)
         return replace(self, labelled=self.labelled.to(device), unlabelled=unlabelled)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the pair by name, to be saved."""
+        streams = {"labelled": self.labelled, "unlabelled": self.unlabelled}
+        return {
+            f"{stream}.{f.name}": value.contiguous()
+            for stream, batch in streams.items()
+            if batch is not None
+            for f in fields(batch)
+            if isinstance(value := getattr(batch, f.name), Tensor)
+        }
+
+    def joined(self) -> Batch:
+        """Labelled cases first, then unlabelled, as one batch without masks: one forward pass serves both."""
+        first, second = self.labelled, self.unlabelled
+        if second is None:
+            return replace(first, masks=None)
+        length = max(0 if b.report_padding is None else b.report_padding.shape[1] for b in (first, second))
+        pairs = [(_padded(first, f.name, length), _padded(second, f.name, length)) for f in fields(Batch)]
+        values = [_concatenate(a, b) for a, b in pairs]
+        return Batch(**dict(zip((f.name for f in fields(Batch)), values, strict=True)))
+
+
+def _padded(batch: Batch, name: str, length: int) -> Any:
+    value = getattr(batch, name)
+    if name == "masks" or value is None:
+        return None
+    if name == "report_tokens":
+        return F.pad(value, (0, 0, 0, length - value.shape[1]))
+    if name == "report_padding":
+        return F.pad(value, (0, length - value.shape[1]), value=True)
+    return value
+
+
+def _concatenate(first: Any, second: Any) -> Any:
+    if first is None or second is None:
+        return None
+    return torch.cat([first, second]) if isinstance(first, Tensor) else first + second

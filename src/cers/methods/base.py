@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -23,12 +23,14 @@ class Setup:
     """All that a method may know of a run before it starts.
 
     `encoder` makes a fresh encoder with the run's starting weights. `report_width` and `cot_width` are the widths of
-    the text embeddings, None where the run has no such text. `labelled` are the (id, group, label) of the labelled
+    the text embeddings, None where the run has no such text; `image_size` is
+    the side of the input. `labelled` are the (id, group, label) of the labelled
     cases, in the order of the split.
     """
 
     encoder: Callable[[], PyramidEncoder]
     labelled: Sequence[tuple[str, str | None, str | None]]
+    image_size: int = 224
     report_width: int | None = None
     cot_width: int | None = None
     seed: int = 0
@@ -36,11 +38,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Stage:
-    """A named part of the training budget: its share of all steps, and a factor on the learning rate."""
+    """A named part of the training budget: its share of all steps, and a factor on the learning rate.
+
+    A stage that does not use `unlabelled` images gets labelled ones in their place, so that every step costs the same.
+    """
 
     name: str
     share: float
     lr_factor: float = 1.0
+    unlabelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,10 @@ class Evidence:
     candidate_text_similarity: Tensor
     attention: Tensor | None = None
 
+    def with_attention(self, attention: Tensor | None) -> Self:
+        """The same evidence with each reference's share of attention (B,k)."""
+        return replace(self, attention=attention)
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -96,12 +106,18 @@ class Prediction:
 
 
 class Method(nn.Module, ABC):
-    """A learning rule that owns its networks, teachers and pool. Everything it must remember is in its state_dict."""
+    """A learning rule that owns its networks, teachers and pool. Everything it must remember is in its state_dict.
 
-    Settings: ClassVar[type[Settings]] = Settings
-    reads_text: ClassVar[bool] = False
-    uses_unlabelled: ClassVar[bool] = False
+    A subclass is built as `Subclass(setup, settings)` and declares whether it `reads_text` and how many `strong_views`
+    of each unlabelled image it wants.
+    """
+
+    Settings: ClassVar[type[Settings]]
+    reads_text: bool = False
     strong_views: ClassVar[int] = 0
+
+    def __init__(self, setup: Setup, settings: Any) -> None:
+        super().__init__()
 
     def stages(self) -> tuple[Stage, ...]:
         """The parts of the budget, in order; shares sum to 1."""

@@ -1,0 +1,205 @@
+"""CERS: CoT-enhanced reasoning segmentation (arXiv 2606.17958).
+
+Stage "warm-up" trains encoder, both decoders and the image-CoT alignment on labelled cases (Eq. 1, 2); they then fill
+the knowledge pool. Stage "semi" retrieves for every image by similarity of image and of rationale (2.2), fuses what it
+finds into the retrieval decoder (Eq. 3, 4), lets both decoders agree on unlabelled images (Eq. 6, 7) and moves the
+pool after the encoder (Eq. 5).
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cers.data.case import Batch, SemiBatch
+from cers.losses import contrastive_alignment, dice_ce, sharpened_consistency
+from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, Setup, Stage, StepResult
+from cers.methods.evidence import Retriever, Strategy
+from cers.nets.decoders import ResidualUNetDecoder
+from cers.nets.mcam import make_retrieval_decoder
+from cers.nets.reference_fusion import ReferenceFusion
+from cers.nets.text_attention import ReportAttention
+from cers.retrieval.pool import KnowledgePool, PoolEntry, PoolShape
+from cers.schedules import sigmoid_ramp
+
+TOKEN_STRIDE = 32
+LARGEST_GRID = 7
+
+
+class CERSSettings(Settings):
+    """Ablations are settings: each default is the paper's side."""
+
+    retrieval: Strategy = Field("image+cot", description="what selects the references")
+    k: int = Field(5, ge=1, description="references per image")
+    candidates: int = Field(50, ge=1, description="K of the coarse stage")
+    exclude_group: bool = Field(True, description="never retrieve from the query's own patient or cluster")
+    report: bool = Field(True, description="report text attends into the encoder's features")
+    decoder: Literal["mcam", "unet", "swin-unet"] = "mcam"
+    coordinate_gate: bool = True
+    multi_scale: bool = True
+    output: Literal["retrieval", "base"] = Field("retrieval", description="the declared branch")
+    warmup_share: float = Field(0.3, gt=0, lt=1, description="share of the steps spent in the warm-up")
+    warmup_lr_factor: float = Field(1.0, gt=0)
+    alignment: float = Field(0.5, ge=0, description="weight of the contrastive loss, Eq. 2")
+    embedding: int = Field(512, ge=1, description="width of the space in which image and CoT are aligned")
+    consistency: float = Field(1.0, ge=0, description="largest weight of Eq. 6, as a mean over pixels")
+    consistency_on: Literal["unlabelled", "all"] = "unlabelled"
+    temperature: float = Field(0.1, gt=0, description="sharpening of Eq. 6")
+    pool_momentum: float = Field(0.99, ge=0, le=1, description="Eq. 5, per visit of a case")
+
+
+class CERS(Method):
+    """Shared encoder, base decoder, retrieval decoder, and the pool they look things up in."""
+
+    Settings = CERSSettings
+
+    def __init__(self, setup: Setup, settings: CERSSettings) -> None:
+        super().__init__(setup, settings)
+        self.settings = settings
+        self.encoder = setup.encoder()
+        channels = self.encoder.channels
+        self.report_attention = ReportAttention(channels, setup.report_width) if self._reports(setup) else None
+        self.base_decoder = ResidualUNetDecoder(channels)
+        self.retrieval_decoder = make_retrieval_decoder(
+            settings.decoder, channels, settings.coordinate_gate, settings.multi_scale
+        )
+        self.fusion = ReferenceFusion(channels[-1]) if settings.retrieval != "none" else None
+        self.image_projection = nn.Linear(channels[-1], settings.embedding, bias=False)
+        self.cot_projection = nn.Linear(setup.cot_width, settings.embedding, bias=False) if setup.cot_width else None
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.pool = KnowledgePool([PoolEntry(*entry) for entry in setup.labelled], self._pool_shape(setup))
+        self.retriever = Retriever(settings.retrieval, settings.candidates, settings.k, settings.exclude_group)
+        self.reads_text = self.report_attention is not None or "cot" in settings.retrieval
+        self._seen: tuple[tuple[str, ...], Tensor] | None = None
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Warm-up on labelled cases, then semi-supervised learning; both count inside the budget."""
+        share = self.settings.warmup_share
+        return (
+            Stage("warm-up", share, lr_factor=self.settings.warmup_lr_factor, unlabelled=False),
+            Stage("semi", 1 - share),
+        )
+
+    @torch.no_grad()
+    def start_stage(self, stage: str, labelled: Iterable[Batch]) -> None:
+        """Before stage "semi": write every labelled case into the pool, from its clean view."""
+        if stage == "semi":
+            self.fill_pool(self.pool, labelled)
+
+    @torch.no_grad()
+    def fill_pool(self, pool: KnowledgePool, labelled: Iterable[Batch]) -> None:
+        """Write cases into `pool`, whose CoT entries saw the mask (the mask-free ones stand in where there is none)."""
+        training = self.training
+        self.eval()
+        for batch in labelled:
+            cot, known = _mask_informed(batch)
+            features = self.encoder(batch.images)
+            embedded = None if cot is None or self.cot_projection is None else self.cot_projection(cot)
+            pool.fill(
+                batch.ids,
+                features[-1],
+                cot=embedded,
+                cot_known=known,
+                report=batch.report,
+                report_known=batch.report_known,
+            )
+        self.train(training)
+
+    def steps(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:
+        """One step of the warm-up (Eq. 2) or of the semi-supervised stage (Eq. 7)."""
+        if progress.stage == "warm-up":
+            yield self._warm_up_step(batch.labelled)
+        else:
+            yield self._semi_step(batch, progress)
+
+    def after_step(self) -> None:
+        """The pool follows the encoder by the features of the step itself (Eq. 5)."""
+        if self._seen is not None:
+            ids, features = self._seen
+            self.pool.update(ids, features, self.settings.pool_momentum)
+            self._seen = None
+
+    @torch.no_grad()
+    def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
+        """Branches `retrieval` and `base`; the declared one is `settings.output`."""
+        features = self.encoder(batch.images)
+        evidence = self._retrieve(batch, features[-1]) if use_evidence else None
+        retrieval, base, attention = self._decode(batch, features, evidence, need_attention=True)
+        branches = {"retrieval": retrieval.float().sigmoid(), "base": base.float().sigmoid()}
+        if evidence is not None:
+            evidence = evidence.with_attention(attention)
+        return Prediction(branches[self.settings.output], branches, evidence)
+
+    def _warm_up_step(self, labelled: Batch) -> StepResult:
+        features = self.encoder(labelled.images)
+        retrieval, base, _ = self._decode(labelled, features, None)
+        segmentation = self._segmentation_loss(retrieval, base, labelled.required_masks)
+        alignment = self._alignment_loss(labelled, features[-1])
+        loss = segmentation + self.settings.alignment * alignment
+        return StepResult(loss, {"segmentation": segmentation.detach(), "alignment": alignment.detach()})
+
+    def _semi_step(self, batch: SemiBatch, progress: Progress) -> StepResult:
+        n = len(batch.labelled)
+        joined = batch.joined()
+        features = self.encoder(joined.images)
+        self._seen = (batch.labelled.ids, features[-1][:n].detach())
+        retrieval, base, _ = self._decode(joined, features, self._retrieve(joined, features[-1]))
+        segmentation = self._segmentation_loss(retrieval[:n], base[:n], batch.labelled.required_masks)
+        first = 0 if self.settings.consistency_on == "all" else n
+        if first == len(joined):
+            return StepResult(segmentation, {"segmentation": segmentation.detach()})
+        consistency = sharpened_consistency(retrieval[first:], base[first:], self.settings.temperature)
+        weight = self.settings.consistency * sigmoid_ramp(progress.fraction)
+        logs = {"segmentation": segmentation.detach(), "consistency": consistency.detach()}
+        return StepResult(segmentation + weight * consistency, logs)
+
+    def _segmentation_loss(self, retrieval: Tensor, base: Tensor, masks: Tensor) -> Tensor:
+        return dice_ce(retrieval, masks) + dice_ce(base, masks)
+
+    def _alignment_loss(self, batch: Batch, features: Tensor) -> Tensor:
+        cot, known = _mask_informed(batch)
+        if cot is None or self.cot_projection is None:
+            return features.new_zeros(())
+        image = F.normalize(self.image_projection(features.mean(dim=(2, 3))).float(), dim=-1)
+        text = F.normalize(self.cot_projection(cot).float(), dim=-1)
+        return contrastive_alignment(image, text, self.log_scale, known)
+
+    @torch.no_grad()
+    def _retrieve(self, batch: Batch, features: Tensor) -> Evidence | None:
+        if self.fusion is None:
+            return None
+        cot = None if batch.cot is None or self.cot_projection is None else self.cot_projection(batch.cot)
+        return self.retriever(self.pool, batch, features.mean(dim=(2, 3)), cot, fresh=self.training)
+
+    def _decode(
+        self, batch: Batch, features: list[Tensor], evidence: Evidence | None, need_attention: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        attended = features
+        if self.report_attention is not None:
+            attended = self.report_attention(features, batch.report_tokens, batch.report_padding)
+        reference = attention = None
+        if evidence is not None and self.fusion is not None:
+            tokens = self.pool.tokens[evidence.index].to(features[-1].dtype)
+            reference, attention = self.fusion(features[-1], tokens, evidence.valid, need_attention=need_attention)
+        base = self.base_decoder(attended, batch.size)
+        return self.retrieval_decoder(attended, reference, batch.size), base, attention
+
+    def _reports(self, setup: Setup) -> bool:
+        return self.settings.report and setup.report_width is not None
+
+    def _pool_shape(self, setup: Setup) -> PoolShape:
+        grid = min(LARGEST_GRID, math.ceil(setup.image_size / TOKEN_STRIDE))
+        cot = self.settings.embedding if setup.cot_width else 0
+        return PoolShape(self.encoder.channels[-1], grid, cot, setup.report_width or 0)
+
+
+def _mask_informed(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+    """CoT embeddings written with the mask in sight, the mask-free ones where there are none; and which are known."""
+    if batch.mask_cot is None or batch.mask_cot_known is None or batch.cot is None or batch.cot_known is None:
+        return batch.cot, batch.cot_known
+    cot = torch.where(batch.mask_cot_known[:, None], batch.mask_cot, batch.cot)
+    return cot, batch.mask_cot_known | batch.cot_known

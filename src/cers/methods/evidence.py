@@ -1,0 +1,79 @@
+"""Which references a query gets: the retrieval strategies of Table 2, and their controls."""
+
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cers.data.case import Batch
+from cers.methods.base import Evidence
+from cers.retrieval.pool import KnowledgePool
+from cers.retrieval.search import cosine_similarity, two_stage_search
+
+Strategy = Literal["none", "image", "cot", "report", "image+report", "image+cot", "random", "shuffled-cot"]
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Two-stage retrieval by `strategy`: `candidates` by the coarse similarity, `k` of them by the fine one.
+
+    `random` draws any allowed cases; `shuffled-cot` is `image+cot` with the rationales dealt to the wrong cases of the
+    pool. A query without rationale (or report) falls back on its image.
+    """
+
+    strategy: Strategy
+    candidates: int
+    k: int
+    exclude_group: bool
+
+    def __call__(
+        self, pool: KnowledgePool, batch: Batch, image: Tensor, cot: Tensor | None, *, fresh: bool
+    ) -> Evidence:
+        """References of B queries from pooled features `image` (B,C) and CoT embeddings `cot` (B,E).
+
+        `fresh` lets the random control draw anew at each call; otherwise its draw depends on the query's id alone.
+        """
+        by_image = cosine_similarity(image, pool.image)
+        by_text = self._text_similarity(pool, batch, cot, by_image)
+        allowed = pool.allowed(batch.ids, batch.groups, exclude_group=self.exclude_group)
+        usable = torch.where(by_text.isnan().all(dim=1, keepdim=True), by_image, by_text.nan_to_num(nan=-2.0))
+        coarse, fine = by_image, usable if "+" in self.strategy or self.strategy == "shuffled-cot" else None
+        if self.strategy in ("cot", "report"):
+            coarse = usable
+        elif self.strategy == "random":
+            coarse = _random_scores(batch.ids, by_image, fresh)
+        found = two_stage_search(coarse, fine, allowed, candidates=self.candidates, k=self.k)
+        return Evidence(
+            pool_ids=pool.ids,
+            index=found.index,
+            valid=found.valid,
+            image_similarity=by_image.gather(1, found.index),
+            text_similarity=by_text.gather(1, found.index),
+            candidates=found.candidates,
+            candidates_valid=found.candidates_valid,
+            candidate_image_similarity=by_image.gather(1, found.candidates),
+            candidate_text_similarity=by_text.gather(1, found.candidates),
+        )
+
+    def _text_similarity(self, pool: KnowledgePool, batch: Batch, cot: Tensor | None, like: Tensor) -> Tensor:
+        """Cosine of the strategy's text (B,N), NaN where either side has none."""
+        if "report" in self.strategy:
+            query, known, entries, entry_known = batch.report, batch.report_known, pool.report, pool.report_known
+        else:
+            query, known, entries, entry_known = cot, batch.cot_known, pool.cot, pool.cot_known
+        if query is None or known is None or entries.shape[1] == 0:
+            return torch.full_like(like, torch.nan)
+        if self.strategy == "shuffled-cot":
+            deal = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0)).to(entries.device)
+            entries, entry_known = entries[deal], entry_known[deal]
+        both = known[:, None] & entry_known[None]
+        return cosine_similarity(query, entries).masked_fill(~both, torch.nan)
+
+
+def _random_scores(ids: tuple[str, ...], like: Tensor, fresh: bool) -> Tensor:
+    if fresh:
+        return torch.rand(like.shape, device=like.device)
+    rows = [torch.rand(like.shape[1], generator=torch.Generator().manual_seed(zlib.crc32(i.encode()))) for i in ids]
+    return torch.stack(rows).to(like.device)

@@ -1,0 +1,186 @@
+"""The knowledge pool: one row per labelled case, keyed by id."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cers.errors import CersError, nearest
+from cers.files import write_atomic
+
+
+class PoolEntry(NamedTuple):
+    """Who a row of the pool is: its case, its patient or volume, its class."""
+
+    id: str
+    group: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class PoolShape:
+    """Widths of a pool: image channels, side of the token grid, CoT and report embeddings (0: none)."""
+
+    channels: int
+    grid: int
+    cot: int = 0
+    report: int = 0
+
+
+class KnowledgePool(nn.Module):
+    """Embeddings of N labelled cases, in order of id.
+
+    `image` (N,C) and `cot` (N,E) and `report` (N,R) are of unit length; `tokens` (N,T,C), T = grid², are half-precision
+    features of the reference itself; `filled`, `cot_known` and `report_known` (N,) say which rows hold something.
+    All are buffers, so a pool travels in its method's state_dict; none ever carries a gradient.
+    """
+
+    image: Tensor
+    tokens: Tensor
+    cot: Tensor
+    report: Tensor
+    filled: Tensor
+    cot_known: Tensor
+    report_known: Tensor
+    group_code: Tensor
+
+    def __init__(self, entries: Sequence[PoolEntry], shape: PoolShape) -> None:
+        super().__init__()
+        self.entries = tuple(sorted(PoolEntry(*entry) for entry in entries))
+        self.shape = shape
+        self.ids = tuple(entry.id for entry in self.entries)
+        self._row = {id_: row for row, id_ in enumerate(self.ids)}
+        self._code = {g: c for c, g in enumerate(sorted({e.group for e in self.entries if e.group is not None}))}
+        n = len(self.entries)
+        self.register_buffer("image", torch.zeros(n, shape.channels))
+        self.register_buffer("tokens", torch.zeros(n, shape.grid**2, shape.channels, dtype=torch.float16))
+        self.register_buffer("cot", torch.zeros(n, shape.cot))
+        self.register_buffer("report", torch.zeros(n, shape.report))
+        for name in ("filled", "cot_known", "report_known"):
+            self.register_buffer(name, torch.zeros(n, dtype=torch.bool))
+        self.register_buffer("group_code", torch.tensor([self._group(e.group) for e in self.entries]), persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def rows(self, ids: Sequence[str]) -> Int[Tensor, " b"]:
+        """The row of each id, -1 for cases that are not in the pool."""
+        return torch.tensor([self._row.get(id_, -1) for id_ in ids], device=self.image.device)
+
+    def summarise(self, features: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b t c"]]:
+        """The pooled vector and the token grid by which the pool remembers the encoder's last features."""
+        features = features.detach().float()
+        grid = F.adaptive_avg_pool2d(features, self.shape.grid)
+        return features.mean(dim=(2, 3)), grid.flatten(2).transpose(1, 2)
+
+    @torch.no_grad()
+    def fill(
+        self,
+        ids: Sequence[str],
+        features: Tensor,
+        *,
+        cot: Tensor | None = None,
+        cot_known: Tensor | None = None,
+        report: Tensor | None = None,
+        report_known: Tensor | None = None,
+    ) -> None:
+        """Write rows afresh from last features (B,C,h,w) and text embeddings (B,E), (B,R).
+
+        Raises:
+            KeyError: an id is not an entry of this pool.
+        """
+        rows = torch.tensor([self._row[id_] for id_ in ids], device=self.image.device)
+        pooled, tokens = self.summarise(features)
+        self.image[rows] = F.normalize(pooled, dim=-1)
+        self.tokens[rows] = tokens.half()
+        self.filled[rows] = True
+        if cot is not None and cot_known is not None:
+            self.cot[rows] = F.normalize(cot.float(), dim=-1)
+            self.cot_known[rows] = cot_known
+        if report is not None and report_known is not None:
+            self.report[rows] = F.normalize(report.float(), dim=-1)
+            self.report_known[rows] = report_known
+
+    @torch.no_grad()
+    def update(self, ids: Sequence[str], features: Float[Tensor, "b c h w"], momentum: float) -> None:
+        """Eq. 5: v <- momentum v + (1 - momentum) f with f of unit length, then back onto the unit sphere.
+
+        `features` come from the training pass itself. Cases outside the pool are passed over; texts stay as they are.
+        """
+        rows = self.rows(ids)
+        known = rows >= 0
+        rows = rows[known]
+        pooled, tokens = self.summarise(features[known])
+        mixed = momentum * self.image[rows] + (1 - momentum) * F.normalize(pooled, dim=-1)
+        self.image[rows] = F.normalize(mixed, dim=-1)
+        self.tokens[rows] = torch.lerp(tokens, self.tokens[rows].float(), momentum).half()
+
+    def allowed(
+        self, ids: Sequence[str], groups: Sequence[str | None], *, exclude_group: bool = True
+    ) -> Bool[Tensor, "b n"]:
+        """Which rows each query may retrieve: filled ones, never itself and, if known, never its own group."""
+        rows = torch.arange(len(self), device=self.image.device)
+        allowed = self.filled[None] & (rows[None] != self.rows(ids)[:, None])
+        if exclude_group and groups:
+            code = torch.tensor([self._group(group) for group in groups], device=rows.device)
+            same = (code[:, None] >= 0) & (code[:, None] == self.group_code[None])
+            allowed = allowed & ~same
+        return allowed
+
+    def save(self, folder: Path, encoder: str) -> None:
+        """Write `pool.safetensors` and `manifest.json`; `encoder` is the fingerprint of the network that filled it."""
+        manifest = {
+            "encoder": encoder,
+            "shape": asdict(self.shape),
+            "entries": [list(entry) for entry in self.entries],
+        }
+        write_atomic(folder / "pool.safetensors", save({k: v.contiguous() for k, v in self.state_dict().items()}))
+        write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, folder: Path, encoder: str | None = None) -> Self:
+        """Read a saved pool.
+
+        Raises:
+            CersError: it is missing, broken, or was built with another encoder than `encoder`.
+        """
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            pool = cls([PoolEntry(*entry) for entry in manifest["entries"]], PoolShape(**manifest["shape"]))
+            pool.load_state_dict(load_file(folder / "pool.safetensors"))
+        except FileNotFoundError as error:
+            raise CersError(
+                f"{folder} holds no knowledge pool ({error.filename} is missing); build one with `cers pool build`"
+            ) from None
+        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise CersError(
+                f"{folder}: not a readable pool ({reason}); build it again with `cers pool build`"
+            ) from None
+        if encoder is not None and manifest["encoder"] != encoder:
+            raise CersError(
+                f"{folder} was built with encoder {manifest['encoder']}, this run has {encoder}; "
+                "similarities would mean nothing: build it again with `cers pool build`"
+            )
+        return pool
+
+    def row_of(self, id_: str) -> int:
+        """The row of one case.
+
+        Raises:
+            CersError: it is not in the pool; names the nearest id.
+        """
+        if id_ not in self._row:
+            raise CersError(f"'{id_}' is not in the pool of {len(self)} cases; {nearest(id_, self.ids)}")
+        return self._row[id_]
+
+    def _group(self, group: str | None) -> int:
+        return -1 if group is None else self._code.get(group, -1)
