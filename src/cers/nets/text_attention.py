@@ -1,0 +1,70 @@
+"""Report text in the encoder: gated cross attention from every pixel to the words."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class TextCrossAttention(nn.Module):
+    """`LN_C(f + gamma * out(MHA(q(f), k(t), v(t))))` at one scale, gamma = 0 at the start.
+
+    The LayerNorm stands after the sum, as in the authors' program; so f is normalised even while gamma is 0.
+    Images without any word get `LN_C(f)`.
+    """
+
+    def __init__(self, channels: int, text_width: int, width: int = 256, heads: int = 8) -> None:
+        super().__init__()
+        self.query = nn.Linear(channels, width)
+        self.key = nn.Linear(text_width, width)
+        self.value = nn.Linear(text_width, width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.out = nn.Linear(width, channels)
+        self.gamma = nn.Parameter(torch.zeros(()))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(
+        self,
+        feature: Float[Tensor, "B C H W"],
+        tokens: Float[Tensor, "B L D"] | None = None,
+        padding: Bool[Tensor, "B L"] | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """`tokens` None: no report in this batch. `padding` is True where there is no word (None: all are words)."""
+        pixels = feature.flatten(2).mT
+        if tokens is not None:
+            pixels = pixels + self.gamma * self._attend(pixels, tokens, padding)
+        normed: Tensor = self.norm(pixels)
+        return normed.mT.reshape(feature.shape)
+
+    def _attend(self, pixels: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
+        if padding is None:
+            padding = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        empty = padding.all(dim=1, keepdim=True)
+        # A row with every key masked would be a softmax over nothing: let it see its padding, then drop the result.
+        seen, _ = self.attention(
+            self.query(pixels),
+            self.key(tokens),
+            self.value(tokens),
+            key_padding_mask=padding & ~empty,
+            need_weights=False,
+        )
+        out: Tensor = self.out(seen).masked_fill(empty[..., None], 0.0)
+        return out
+
+
+class ReportAttention(nn.Module):
+    """`TextCrossAttention` at each scale of the pyramid: 3,370,212 parameters on ConvNeXt-T with 768-wide tokens."""
+
+    def __init__(self, channels: Sequence[int], text_width: int, width: int = 256, heads: int = 8) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(TextCrossAttention(c, text_width, width, heads) for c in channels)
+
+    def forward(
+        self,
+        features: Sequence[Float[Tensor, "B _ _ _"]],
+        tokens: Float[Tensor, "B L D"] | None = None,
+        padding: Bool[Tensor, "B L"] | None = None,
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """The maps after reading the report, shapes unchanged."""
+        return [scale(f, tokens, padding) for scale, f in zip(self.scales, features, strict=True)]
