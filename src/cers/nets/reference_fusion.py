@@ -33,11 +33,11 @@ class ReferenceFusion(nn.Module):
         feature: Float[Tensor, "B C H W"],
         references: Float[Tensor, "B k T C"],
         valid: Bool[Tensor, "B k"],
-        need_weights: bool = False,
+        need_attention: bool = False,
     ) -> Fused:
         """Fuse f4 with k references of T tokens each; only those with `valid` True count, in any float type.
 
-        An image without any valid reference gets `conv1x1(f4)`. `need_weights` asks for the attention shares.
+        An image without any valid reference gets `conv1x1(f4)`. `need_attention` asks for the attention shares.
         """
         pixels = feature.flatten(2).mT
         keys = self.reference_norm(references.to(feature.dtype).flatten(1, 2))
@@ -45,7 +45,7 @@ class ReferenceFusion(nn.Module):
         none = absent.all(dim=1, keepdim=True)
         # A row with every key masked would be a softmax over nothing: let it see all, then drop the result.
         read, weights = self.attention(
-            self.query_norm(pixels), keys, keys, key_padding_mask=absent & ~none, need_weights=need_weights
+            self.query_norm(pixels), keys, keys, key_padding_mask=absent & ~none, need_weights=need_attention
         )
         read = read.masked_fill(none[..., None], 0.0)
         gate = self.gate(torch.cat([pixels, read], dim=-1)).sigmoid()
