@@ -1,0 +1,109 @@
+"""Folders of images and of masks, and pairing the two by name. No pixel is read here."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cers.data.case import Case
+from cers.data.names import IMAGE_SUFFIXES, aliases, key
+from cers.data.problems import Problem, some
+from cers.errors import nearest
+
+# Beyond this many findings of one kind a single line gives the rest: a wrong folder is not 4,000 problems.
+_LISTED = 20
+
+
+def child(root: Path, *names: str) -> Path | None:
+    """The folder `root/names[0]/names[1]/…`, whatever the case of the letters, or None."""
+    here = root
+    for name in names:
+        if not here.is_dir():
+            return None
+        exact = here / name
+        if not exact.is_dir():
+            match = [f for f in subfolders(here) if f.name.lower() == name.lower()]
+            if not match:
+                return None
+            exact = match[0]
+        here = exact
+    return here
+
+
+def subfolders(root: Path) -> list[Path]:
+    """The visible folders in `root`, sorted by name."""
+    with os.scandir(root) as entries:
+        return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
+
+
+def list_images(folder: Path, problems: list[Problem]) -> dict[str, Path]:
+    """The images in `folder` by key, sorted. Hidden files are passed over; what else is left out becomes a problem."""
+    with os.scandir(folder) as entries:
+        visible = sorted((e for e in entries if not e.name.startswith((".", "Thumbs.db"))), key=lambda e: e.name)
+    images: dict[str, Path] = {}
+    ignored: Counter[str] = Counter()
+    for entry in visible:
+        if entry.is_dir():
+            ignored["subfolder"] += 1
+        elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
+            ignored["".join(Path(entry.name).suffixes[-2:]) or entry.name] += 1
+        elif not entry.is_file():
+            problems.append(Problem("error", "missing-file", entry.path, "the link leads nowhere; restore its target"))
+        elif (name := key(entry.name)) in images:
+            message = f"same stem as {images[name].name}, and stems name the cases; keep one of the two or rename it"
+            problems.append(Problem("error", "duplicate-id", entry.path, message))
+        else:
+            images[name] = Path(entry.path)
+    if ignored:
+        kinds = ", ".join(f"{n}x {kind}" for kind, n in ignored.items())
+        message = f"not read: {kinds}; images are {', '.join(IMAGE_SUFFIXES)} directly in this folder"
+        problems.append(Problem("warning", "ignored-file", str(folder), message))
+    return images
+
+
+def pair(
+    images: Mapping[str, Path], masks_folder: Path | None, problems: list[Problem], part: str | None = None
+) -> list[Case]:
+    """A case per image with its mask from `masks_folder`. An image or a mask that stays alone becomes an error."""
+    masks = list_images(masks_folder, problems) if masks_folder else {}
+    found: dict[str, list[Path]] = {}
+    alone: dict[str, Path] = {}
+    for stem, path in masks.items():
+        owner = next((a for a in aliases(stem) if a in images), None)
+        if owner is None:
+            alone[stem] = path
+        else:
+            found.setdefault(owner, []).append(path)
+    for stem, paths in found.items():
+        if len(paths) > 1:
+            message = f"{len(paths)} masks for '{stem}': {some([p.name for p in paths])}; merge them into one"
+            problems.append(Problem("error", "several-masks", str(paths[0]), message))
+    bare = {stem: path for stem, path in images.items() if stem not in found}
+    _report_alone("missing-mask", bare, list(alone), "no mask", problems)
+    _report_alone("mask-without-image", alone, list(bare), "no image for this mask", problems)
+    return [Case(id=stem, image=path, mask=found.get(stem, [None])[0], part=part) for stem, path in images.items()]
+
+
+def _report_alone(
+    kind: str, alone: Mapping[str, Path], others: Sequence[str], lack: str, problems: list[Problem]
+) -> None:
+    remedy = "an image nobody annotated belongs in unlabeled/, one without lesion needs an all-zero mask"
+    advice = f"; {remedy}" if kind == "missing-mask" else ""
+    for stem, path in list(alone.items())[:_LISTED]:
+        # Comparing names is slow: worth it for a typing error, not when two whole folders do not fit.
+        hint = f"{nearest(stem, others)}" if 0 < len(others) <= 10 * _LISTED else ""
+        problems.append(Problem("error", kind, str(path), "; ".join(x for x in (lack, hint) if x) + advice))
+    if len(alone) > _LISTED:
+        folder = next(iter(alone.values())).parent
+        problems.append(Problem("error", kind, str(folder), f"{lack}, {len(alone) - _LISTED} more times{advice}"))
+
+
+def without_repeats(cases: Sequence[Case], problems: list[Problem]) -> list[Case]:
+    """`cases` with every id once; a later case of the same id becomes an error."""
+    seen: dict[str, Case] = {}
+    for case in cases:
+        first = seen.setdefault(case.id, case)
+        if first is not case:
+            message = f"same stem as {first.image}, and stems name the cases; keep one of the two or rename it"
+            problems.append(Problem("error", "duplicate-id", str(case.image), message))
+    return list(seen.values())

@@ -1,0 +1,220 @@
+"""Image and mask files as arrays: PNG, JPEG, BMP (Pillow) and TIFF (tifffile)."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from cers.config import MaskReading
+from cers.errors import CersError
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_WINDOW = (0.5, 99.5)
+Result = TypeVar("Result")
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """The image as (H,W), or (H,W,3) where its colour channels differ; transparency is dropped.
+
+    Pixels deeper than 8 bit are mapped linearly from the image's own 0.5 to 99.5 percentile onto 0 to 255.
+
+    Raises:
+        CersError: missing, empty, truncated or no 2-D image, or NaN or infinite pixels.
+    """
+    pixels, palette = _reading(path, _decode)
+    if palette is not None:
+        pixels = palette[pixels]
+    grey = _without_alpha(pixels)
+    if grey.ndim == 3 and (grey[..., :1] == grey[..., 1:]).all():
+        grey = grey[..., 0]
+    return _to_8_bit(grey, path)
+
+
+def read_mask(path: Path, reading: MaskReading) -> NDArray[np.bool_]:
+    """The lesion as (H,W). Without a setting only masks that leave no doubt: all zero, {0,1}, {0,255}, two indexes.
+
+    One bit per pixel always reads as white = lesion.
+
+    Raises:
+        CersError: unreadable, coloured, or values of which `reading` does not say what is lesion.
+    """
+    if reading.threshold is not None and reading.foreground is not None:
+        raise CersError("data.mask: give threshold or foreground, not both")
+    grey = _mask_grey(path)
+    unset = reading.threshold is None and reading.foreground is None
+    if grey.dtype == np.bool_ and not (unset and grey.all()):
+        return grey
+    if reading.threshold is not None:
+        return np.asarray(grey >= reading.threshold)
+    if reading.foreground is not None:
+        return np.isin(grey, reading.foreground)
+    values = _unique(grey)
+    if values[0] != 0 or len(values) > 2 or values[-1] not in (0, 1, 255):
+        raise CersError(f"{path}: {_doubt(values)}")
+    return np.asarray(grey != 0)
+
+
+def mask_values(path: Path) -> NDArray[Any]:
+    """The sorted grey values, or palette indexes, that occur in a mask, as `read_mask` sees them.
+
+    Raises:
+        CersError: unreadable, or coloured.
+    """
+    return _unique(_mask_grey(path))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width in pixels, from the header alone.
+
+    Raises:
+        CersError: missing or no image.
+    """
+    return _reading(path, _header_size)
+
+
+def _reading(path: Path, read: Callable[[Path], Result]) -> Result:
+    try:
+        if not path.stat().st_size:
+            raise CersError(f"{path} is empty (0 bytes); copy it again")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read(path)
+    except CersError:
+        raise
+    except FileNotFoundError:
+        raise CersError(f"no file {path}; run `cers data check` on its dataset") from None
+    except Exception as error:  # decoders answer broken bytes with exceptions of any type
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CersError(f"{path} cannot be read as PNG, JPEG, TIFF or BMP ({reason}); copy it again") from None
+
+
+def _is_tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_MAGIC
+
+
+def _header_size(path: Path) -> tuple[int, int]:
+    if _is_tiff(path):
+        with tifffile.TiffFile(path) as tiff:
+            return tiff.pages.first.imagelength, tiff.pages.first.imagewidth
+    with Image.open(path, formats=_FORMATS) as image:
+        return image.height, image.width
+
+
+def _decode(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+    """Pixels (H,W) or (H,W,C) at the depth of the file, and the palette (N,3) if they are indexes into one."""
+    if _is_tiff(path):
+        pixels = _decode_tiff(path)
+        if pixels is not None:
+            return pixels, None
+    with Image.open(path, formats=_FORMATS) as image:
+        if image.format == "PNG" and image.mode.startswith("RGB") and _png_depth(path) == 16:
+            return _decode_deep_colour(path), None
+        if image.mode == "P":
+            colours = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+            indexes = np.asarray(image)
+            return indexes, np.pad(colours, ((0, max(0, int(indexes.max()) + 1 - len(colours))), (0, 0)))
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            return np.asarray(image.convert("RGB")), None
+        return np.asarray(image), None
+
+
+def _decode_tiff(path: Path) -> NDArray[Any] | None:
+    """One page as tifffile gives it, or None where Pillow does better: palettes, inverted grey, LZW and JPEG."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        if len(tiff.pages) > 1 or page.imagedepth > 1:
+            raise CersError(f"{path} holds {len(tiff.pages)} pages; save each slice as a 2-D image")
+        plain = page.compression.name in ("NONE", "DEFLATE", "ADOBE_DEFLATE")
+        if not plain or page.photometric.name not in ("MINISBLACK", "RGB"):
+            return None
+        pixels = page.asarray()
+        if page.planarconfig.name == "SEPARATE" and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 0, -1)
+        return np.asarray(pixels)
+
+
+def _png_depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _decode_deep_colour(path: Path) -> NDArray[Any]:
+    """(H,W,3) of a 16-bit colour PNG, of which Pillow would keep the high bytes only."""
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise CersError(f"{path} cannot be read as a 16-bit colour PNG; copy it again")
+    return np.asarray(pixels[..., 2::-1])
+
+
+def _without_alpha(pixels: NDArray[Any]) -> NDArray[Any]:
+    """(H,W) or (H,W,3), without the last of two or four channels."""
+    if pixels.ndim == 2:
+        return pixels
+    return pixels[..., 0] if pixels.shape[-1] <= 2 else pixels[..., :3]
+
+
+def _to_8_bit(pixels: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    if pixels.dtype == np.bool_:
+        return pixels.astype(np.uint8) * np.uint8(255)
+    deep = pixels.astype(np.float64)
+    if not np.isfinite(deep).all():
+        raise CersError(f"{path} has NaN or infinite pixels; replace them by a number")
+    low, high = np.percentile(deep, _WINDOW)
+    if low == high:  # a small bright spot on a flat ground lies outside the percentiles
+        low, high = deep.min(), deep.max()
+    scaled = (deep.clip(low, high) - low) / ((high - low) or 1.0)
+    return np.asarray(np.rint(scaled * 255), dtype=np.uint8)
+
+
+def _mask_grey(path: Path) -> NDArray[Any]:
+    """(H,W): grey values, palette indexes, or bool where the file has one bit per pixel."""
+    pixels, palette = _reading(path, _decode)
+    if palette is not None:
+        return _palette_grey(pixels, palette)
+    if pixels.ndim == 2:
+        grey = pixels
+    else:
+        colours = _without_alpha(pixels)
+        if pixels.shape[-1] in (2, 4) and np.ptp(pixels[..., -1]):
+            raise CersError(f"{path}: the mask is partly transparent; save it as a grey image without transparency")
+        if colours.ndim == 3 and (colours[..., :1] != colours[..., 1:]).any():
+            raise CersError(f"{path}: the mask is coloured (its channels differ); save it as a grey image")
+        grey = colours[..., 0] if colours.ndim == 3 else colours
+    if not np.isfinite(grey).all():
+        raise CersError(f"{path}: the mask has NaN or infinite pixels; save it as 0 and 255")
+    return grey
+
+
+def _palette_grey(indexes: NDArray[Any], palette: NDArray[np.uint8]) -> NDArray[Any]:
+    """The indexes, unless the colours in use are black and white: these say themselves which is lesion."""
+    used = palette[_unique(indexes)]
+    black_or_white = ((used == 0).all(axis=1) | (used == 255).all(axis=1)).all()
+    return np.asarray(palette[indexes][..., 0] if black_or_white else indexes)
+
+
+def _unique(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype == np.uint8:  # counting is ten times as fast as sorting
+        return np.flatnonzero(np.bincount(values.ravel(), minlength=256)).astype(np.uint8)
+    return np.unique(values)
+
+
+def _doubt(values: NDArray[Any]) -> str:
+    """What is unclear about a mask of these values, and the setting that makes it clear."""
+    shown = ",".join(f"{v:g}" for v in values[:8].astype(float)) + (",…" if len(values) > 8 else "")
+    lesion = [int(v) for v in values if v > 0]
+    if values.dtype.kind == "f" and any(v != int(v) for v in values):
+        return f"mask values {{{shown}}} are fractions; save the mask as 0 and 255"
+    if len(values) <= 8:
+        return f"mask values {{{shown}}} leave open what is lesion; set e.g. data.mask.foreground={lesion}"
+    half = 128 if values[-1] <= 255 else (int(values[-1]) + 1) // 2
+    return f"mask has {len(values)} values {{{shown}}}; set e.g. data.mask.threshold={half}"

@@ -1,0 +1,88 @@
+"""A dataset given as one table: a row per image, CSV or Parquet."""
+
+from pathlib import Path
+
+from cers.data.case import Case
+from cers.data.names import key
+from cers.data.problems import Problem
+from cers.data.tables import read_table
+from cers.errors import CersError, nearest
+
+SUFFIXES = (".csv", ".parquet")
+_COLUMNS = ("image", "mask", "report", "cot", "mask_cot", "group", "label", "part")
+_PARTS = ("train", "val", "test")
+
+
+def read_manifest(path: Path, problems: list[Problem]) -> list[Case]:
+    """The cases of the table at `path`; its relative file names count from the table's own folder.
+
+    Columns: image, and optionally mask, report, cot (mask-free rationale), mask_cot (mask-informed), group, label and
+    part (train, val or test). An empty cell means not known.
+
+    Raises:
+        CersError: unreadable table, or no column `image`.
+    """
+    columns, rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path, problems)
+    if "image" not in columns:
+        raise CersError(f"{path} has no column 'image'; found {','.join(columns)}")
+    for column in columns:
+        if column not in _COLUMNS:
+            message = f"column '{column}' is not read; {nearest(column, _COLUMNS)}"
+            problems.append(Problem("warning", "unknown-column", str(path), message))
+    return [case for line, row in rows if (case := _case(path, line, row, problems))]
+
+
+def _csv_rows(path: Path, problems: list[Problem]) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    table = read_table(path)
+    for line in table.ragged:
+        message = "more cells than columns; put texts that hold a comma in double quotes"
+        problems.append(Problem("error", "ragged-rows", f"{path}:{line}", message))
+    return list(table.columns), table.rows
+
+
+def _parquet_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    import pandas as pd  # slow to import, and needed for Parquet only
+
+    try:
+        frame = pd.read_parquet(path).convert_dtypes()
+    except (OSError, ValueError) as error:
+        raise CersError(f"{path} is not a Parquet table: {' '.join(str(error).split())}") from None
+    frame.columns = [str(c).strip().lower() for c in frame.columns]
+    texts = frame.astype("string").fillna("")
+    rows = [dict(zip(texts.columns, map(str, row), strict=True)) for row in texts.itertuples(index=False)]
+    return list(texts.columns), list(enumerate(rows, start=1))
+
+
+def _case(table: Path, line: int, row: dict[str, str], problems: list[Problem]) -> Case | None:
+    known = {name: text for name in _COLUMNS if (text := row.get(name, "")).strip()}
+    where = f"{table}:{line}"
+    image = _existing(table, known.get("image"), where, problems)
+    mask = _existing(table, known.get("mask"), where, problems) if "mask" in known else None
+    part = known.get("part", "").strip() or None
+    if part not in (None, *_PARTS):
+        problems.append(Problem("error", "unknown-part", where, f"part '{part}'; choose from: {', '.join(_PARTS)}"))
+    if image is None:
+        return None
+    return Case(
+        id=key(image.name),
+        image=image,
+        mask=mask,
+        report=known.get("report"),
+        rationale=known.get("cot"),
+        mask_rationale=known.get("mask_cot"),
+        group=known.get("group"),
+        label=known.get("label"),
+        part=part,
+    )
+
+
+def _existing(table: Path, name: str | None, where: str, problems: list[Problem]) -> Path | None:
+    if name is None:
+        problems.append(Problem("error", "missing-file", where, "the row names no image"))
+        return None
+    path = table.parent / name.strip()
+    if path.is_file():
+        return path
+    message = f"no file {name.strip()}; relative names count from {table.parent}"
+    problems.append(Problem("error", "missing-file", where, message))
+    return None
