@@ -77,7 +77,7 @@ def build_rows(
 def write_cases_csv(rows: Sequence[CaseRow], path: Path) -> None:
     """Write one line per case and branch, every number in full."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(_TEXTS + _NUMBERS)
     for row in rows:
         values = [getattr(row, name) for name in _TEXTS]
@@ -93,10 +93,13 @@ def read_cases_csv(path: Path) -> list[CaseRow]:
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [_parse(line) for line in csv.DictReader(file)]
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != _TEXTS + _NUMBERS:
+                raise ValueError("other columns")
+            return [_parse(line) for line in reader]
     except FileNotFoundError:
         raise CersError(f"no per-case table at {path}; make it with 'cers evaluate'") from None
-    except (KeyError, ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, csv.Error) as error:
         raise CersError(f"{path} is not a per-case table ({error}); make it again with 'cers evaluate'") from None
 
 
