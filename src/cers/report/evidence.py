@@ -1,0 +1,185 @@
+"""What a shown case looks like on the page: its panels, its evidence side by side, and both in words."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from cers.evaluate.metrics import overlap
+from cers.report.content import ShownCase, ShownReference
+from cers.report.figures import contour, difference, picture
+
+ASPECTS = ("Texture", "Boundary", "Context", "Summary")
+_HEADING = re.compile(rf"(?:^|(?<=[.;]))[\s*_#-]*({'|'.join(ASPECTS)})[*_]*\s*:[*_]*", re.IGNORECASE | re.MULTILINE)
+_WORD = re.compile(r"\w{5,}")
+Map = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A contour over a panel: SVG path `d`, the style it is drawn in, and what it means."""
+
+    path: str
+    style: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture with its outlines. `scale` names both ends of a difference map (lower, higher), None elsewhere."""
+
+    title: str
+    image: str
+    width: int
+    height: int
+    outlines: Sequence[Outline] = ()
+    scale: tuple[str, str] | None = None
+    note: str = ""
+
+    @property
+    def alt(self) -> str:
+        """The panel in words, for whoever cannot see it."""
+        drawn = [o.meaning if o.path else f"{o.meaning} (empty)" for o in self.outlines]
+        parts = [self.title, "outlined: " + ", ".join(drawn) if drawn else "", self.note]
+        return "; ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One case of the evidence table; `texts` holds its rationale by aspect, words shared with the query marked."""
+
+    id: str
+    panel: Panel
+    label: str
+    report: str
+    texts: Mapping[str, str]
+    image_similarity: float = math.nan
+    text_similarity: float = math.nan
+    attention: float | None = None
+
+
+def panels(case: ShownCase) -> list[Panel]:
+    """The image alone, the prediction on it, where the branches disagree, and what the evidence changed."""
+    shown = [_panel("Image", case.image), _prediction(case)]
+    declared = next((name for name, p in case.branches.items() if np.array_equal(p, case.probability)), "prediction")
+    for name, branch in case.branches.items():
+        if name != declared:
+            shown.append(_comparison(f"Branches: {declared} and {name}", case, declared, branch, name))
+    if case.without_evidence is not None:
+        shown.append(
+            _comparison("Evidence on and off", case, "with evidence", case.without_evidence, "without evidence")
+        )
+    return shown
+
+
+def columns(case: ShownCase, others: Sequence[ShownReference]) -> list[Column]:
+    """The query and then each of `others`, ready to stand side by side."""
+    outline = [Outline(contour(case.probability), "prediction", "prediction")]
+    query = split_aspects(case.rationale)
+    first = Column(case.id, _panel("Query", case.image, outline), case.label or "", case.report or "", query)
+    return [first, *(_column(other, query) for other in others)]
+
+
+def split_aspects(text: str | None) -> dict[str, str]:
+    """A rationale by aspect, for display: whatever precedes the first heading stands under "Rationale"."""
+    before, *parts = _HEADING.split(text or "")
+    found = {"Rationale": before.strip()} if before.strip() else {}
+    for name, body in zip(parts[::2], parts[1::2], strict=True):
+        found[name.capitalize()] = f"{found.get(name.capitalize(), '')} {body}".strip()
+    return found
+
+
+def explain(case: ShownCase) -> list[str]:
+    """Short sentences that answer "why here?" with numbers taken from the case itself."""
+    said = []
+    if not (case.probability >= 0.5).any():
+        said.append("The model outlines no lesion here.")
+    if case.truth is None:
+        said.append("Nobody annotated this image, so there is nothing to measure against.")
+    elif not case.truth.any():
+        said.append("The annotators saw no lesion here.")
+    if case.without_evidence is not None:
+        said.append(_change(case.probability, case.without_evidence, case.truth))
+    kept, rejected = _span(case.references), _span(case.rejected)
+    if kept and rejected:
+        said.append(
+            f"By rationale, the retrieved cases are {kept} similar to the query and the rejected candidates {rejected}."
+        )
+    return said
+
+
+def _prediction(case: ShownCase) -> Panel:
+    outlines = [Outline(contour(case.probability), "prediction", "prediction")]
+    if case.truth is not None:
+        outlines.insert(0, Outline(contour(case.truth), "truth", "annotation"))
+    return _panel("Prediction", case.image, outlines)
+
+
+def _comparison(title: str, case: ShownCase, name: str, other: Map, other_name: str) -> Panel:
+    outlines = [
+        Outline(contour(case.probability), "prediction", name),
+        Outline(contour(other), "other", other_name),
+    ]
+    changed = int(((case.probability >= 0.5) != (other >= 0.5)).sum())
+    largest = float(np.abs(case.probability - other).max())
+    note = f"{changed:,} pixels decided differently; probabilities differ by up to {largest:.2f}"
+    return _panel(title, difference(case.image, case.probability, other), outlines, (other_name, name), note)
+
+
+def _panel(
+    title: str,
+    image: NDArray[np.uint8],
+    outlines: Sequence[Outline] = (),
+    scale: tuple[str, str] | None = None,
+    note: str = "",
+) -> Panel:
+    return Panel(title, picture(image), image.shape[1], image.shape[0], outlines, scale, note)
+
+
+def _column(case: ShownReference, query: Mapping[str, str]) -> Column:
+    outlines = [] if case.mask is None else [Outline(contour(case.mask), "truth", "annotation")]
+    texts = {name: mark_shared(text, query.get(name, "")) for name, text in split_aspects(case.rationale).items()}
+    return Column(
+        case.id,
+        _panel("Reference", case.image, outlines),
+        case.label or "",
+        case.report or "",
+        texts,
+        case.image_similarity,
+        case.text_similarity,
+        case.attention,
+    )
+
+
+def mark_shared(text: str, query: str) -> Markup:
+    """`text`, escaped, with the longer words that `query` also uses inside <mark>."""
+    known = {word.lower() for word in _WORD.findall(query)}
+    marked, end = Markup(), 0
+    for word in _WORD.finditer(text):
+        if word.group().lower() in known:
+            marked += Markup("{}<mark>{}</mark>").format(text[end : word.start()], word.group())
+            end = word.end()
+    return marked + text[end:]
+
+
+def _change(probability: Map, without: Map, truth: NDArray[np.bool_] | None) -> str:
+    on, off = probability >= 0.5, without >= 0.5
+    added, removed = int((on & ~off).sum()), int((off & ~on).sum())
+    if not added and not removed:
+        return "The outline is the same with the evidence switched off."
+    change = f"The evidence added {added:,} pixels to the outline and took {removed:,} away"
+    if truth is None:
+        return f"{change}."
+    return f"{change}: Dice {overlap(on, truth)[0]:.3f} with it, {overlap(off, truth)[0]:.3f} without."
+
+
+def _span(references: Sequence[ShownReference]) -> str:
+    known = [r.text_similarity for r in references if math.isfinite(r.text_similarity)]
+    if not known:
+        return ""
+    low, high = f"{min(known):.2f}", f"{max(known):.2f}"
+    return low if low == high else f"{low} to {high}"

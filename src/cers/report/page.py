@@ -1,0 +1,107 @@
+"""The page itself: one HTML file that needs nothing beside it and runs no script."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import yaml
+
+from cers.evaluate.metrics import METRICS
+from cers.report.content import ReportData, ShownCase, ShownReference
+from cers.report.curves import training_charts, validation_chart
+from cers.report.evidence import ASPECTS, columns, explain, panels
+
+__all__ = ["ReportData", "ShownCase", "ShownReference", "render_report"]
+
+TITLES = {metric.name: metric.title for metric in METRICS}
+DECLARED = "declared"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric in a table: its mean and its 95 % interval in words, either empty where unknown."""
+
+    mean: str
+    interval: str
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One branch, class or size of the results table."""
+
+    name: str
+    n: int
+    cells: Mapping[str, Cell]
+    missed: Mapping[str, int]
+    false_positives: Mapping[str, int]
+
+
+def render_report(data: ReportData) -> str:
+    """`data` as a complete HTML document, a few MB at most: pictures are thumbnails, curves inline SVG."""
+    branches: Mapping[str, Any] = data.summary.get("branches") or {}
+    declared: Mapping[str, Any] = branches.get(DECLARED, {})
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            overall=_row("all cases", declared["all"]) if declared else None,
+            groups=declared["all"].get("groups") if declared else None,
+            tables=_tables(branches, declared),
+            retrieval=data.summary.get("retrieval") or {},
+            validation=validation_chart(data.log),
+            curves=training_charts(data.log),
+            config=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True) if data.config else "",
+        )
+    )
+
+
+def _tables(branches: Mapping[str, Any], declared: Mapping[str, Any]) -> list[tuple[str, list[SummaryRow]]]:
+    """The results by branch, class and lesion size; a single class or size would only repeat the overall row."""
+    parts = {
+        "Branch": {name: branch["all"] for name, branch in branches.items()},
+        "Class": declared.get("by_class", {}),
+        "Lesion size": declared.get("by_size", {}),
+    }
+    return [
+        (title, [_row(name, part) for name, part in rows.items()])
+        for title, rows in parts.items()
+        if len(rows) > 1 or (rows and title == "Branch")
+    ]
+
+
+def _row(name: str, part: Mapping[str, Any]) -> SummaryRow:
+    cells = {TITLES.get(metric, metric): _cell(values) for metric, values in part["metrics"].items()}
+    return SummaryRow(name, part["n"], cells, part["missed"], part["false_positives"])
+
+
+def _cell(values: Mapping[str, float | None]) -> Cell:
+    low, high = values.get("low"), values.get("high")
+    known = low is not None and high is not None
+    return Cell(number(values.get("mean")), f"{number(low)} to {number(high)}" if known else "")
+
+
+def number(value: Any, digits: int | None = None) -> str:
+    """A number for readers: three decimals below 10, one above; "–" where there is none; other values as they are."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.{digits if digits is not None else 3 if abs(value) < 10 else 1}f}"
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cers.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.globals.update(panels=panels, columns=columns, explain=explain, aspects=ASPECTS, metric_titles=TITLES)
+    return environment
