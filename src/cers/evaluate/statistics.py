@@ -3,6 +3,7 @@
 Slices of one patient are not independent. Where groups are known, whole groups are resampled or flipped, never cases.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +21,10 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+    def as_json(self) -> dict[str, float | None]:
+        """The three by name, None in place of NaN, which JSON does not know."""
+        return {name: value if math.isfinite(value) else None for name, value in self._asdict().items()}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -165,11 +164,7 @@ def _summary(rows: Sequence[CaseRow]) -> dict[str, Any]:
     return {
         "n": len(rows),
         "groups": len(np.unique(group_index(groups))),
-        "metrics": {name: {k: _number(v) for k, v in i._asdict().items()} for name, i in intervals.items()},
+        "metrics": {name: interval.as_json() for name, interval in intervals.items()},
         "missed": {"count": sum(m.dice == 0 for m in lesions), "of": len(lesions)},
         "false_positives": {"count": sum(m.predicted_area > 0 for m in free), "of": len(free)},
     }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
