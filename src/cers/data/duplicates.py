@@ -1,0 +1,97 @@
+"""Images that occur twice: byte for byte, or as near-duplicates such as neighbouring slices of one volume.
+
+Near-duplicates are found by the correlation of high-pass thumbnails: the image at 32x32, minus its own Gaussian blur
+(sigma 2), zero mean, unit norm. Without the high-pass all heads, and all chests, correlate above 0.9 with one another.
+
+The threshold 0.82 was chosen on two public sets. On 1,600 CT slices of 20 known volumes it puts 99 % of neighbouring
+slices together, and the only two volumes it joins are two series of one study; at 0.775 seven volumes merge. On the
+3,933 MR slices of BRISC 2025 its largest cluster has 15 images (0.4 %); at 0.7 one has 598. The measure does not see
+through flips, rotations or crops.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from cers.data.case import Case
+from cers.data.images import read_image
+
+THRESHOLD = 0.82
+SIDE = 32
+BLUR = 2.0
+BLOCK = 1024
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of the bytes of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def byte_identical(cases: Sequence[Case]) -> list[list[str]]:
+    """Ids of cases whose image files hold the same bytes, one sorted list per content.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return same_value({case.id: file_hash(case.image) for case in cases})
+
+
+def same_value(values: dict[str, str]) -> list[list[str]]:
+    """Ids that share a value, one sorted list per value that occurs more than once."""
+    ids: dict[str, list[str]] = {}
+    for case_id, value in values.items():
+        ids.setdefault(value, []).append(case_id)
+    return sorted(sorted(group) for group in ids.values() if len(group) > 1)
+
+
+def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The (1024,) descriptor of an (H,W) or (H,W,3) image; two of them correlate by their inner product.
+
+    A constant image has the zero vector, which resembles nothing.
+    """
+    grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    detail = small - cv2.GaussianBlur(small, (0, 0), BLUR)
+    detail -= detail.mean()
+    norm = float(np.linalg.norm(detail))
+    flat: NDArray[np.float32] = detail.ravel()
+    return flat / norm if norm > 1e-3 else np.zeros_like(flat)
+
+
+def near_duplicates(
+    cases: Sequence[Case], images: Iterable[NDArray[np.uint8]] | None = None, threshold: float = THRESHOLD
+) -> list[list[str]]:
+    """Clusters of near-duplicate images (ids, sorted): see the module's text for the measure.
+
+    `images` come in the order of `cases`; without them the files are read, one at a time.
+
+    Raises:
+        CersError: an image cannot be read.
+    """
+    if images is None:
+        images = (read_image(case.image) for case in cases)
+    return clusters([case.id for case in cases], [thumbnail(image) for image in images], threshold)
+
+
+def clusters(
+    ids: Sequence[str], thumbnails: Sequence[NDArray[np.float32]], threshold: float = THRESHOLD
+) -> list[list[str]]:
+    """Connected components, of two ids or more, of the graph of thumbnails that correlate at least `threshold`."""
+    if len(ids) < 2:
+        return []
+    matrix = np.stack(thumbnails)
+    rows, columns = [], []
+    for start in range(0, len(matrix), BLOCK):
+        row, column = np.nonzero(matrix[start : start + BLOCK] @ matrix.T >= threshold)
+        rows.append(row + start)
+        columns.append(column)
+    row, column = np.concatenate(rows), np.concatenate(columns)
+    graph = coo_matrix((np.ones(len(row), dtype=bool), (row, column)), shape=(len(ids), len(ids)))
+    _, component = connected_components(graph, directed=False)
+    return same_value({case_id: str(c) for case_id, c in zip(ids, component.tolist(), strict=True)})

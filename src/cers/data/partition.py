@@ -1,0 +1,170 @@
+"""How cases are dealt out to training, validation and test, and in which order their masks are put to use."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from cers.data.case import Case
+from cers.errors import CersError
+
+PARTS = ("train", "val", "test")
+
+
+def group_names(cases: Sequence[Case], clusters: Iterable[Sequence[str]]) -> dict[str, str]:
+    """A group for every case: who shares `Case.group` or a cluster, also by way of others, is in one.
+
+    A group is named after its smallest `Case.group`, else after its smallest id.
+    """
+    index = {case.id: i for i, case in enumerate(cases)}
+    linked: dict[str, list[int]] = {}
+    for case in cases:
+        if case.group is not None:
+            linked.setdefault(case.group, []).append(index[case.id])
+    chains = [*linked.values(), *([index[i] for i in cluster if i in index] for cluster in clusters)]
+    pairs = np.array([pair for chain in chains for pair in pairwise(chain)]).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(cases), len(cases)))
+    _, component = connected_components(graph, directed=False)
+    names: dict[int, str] = {}
+    for own, c in sorted(
+        ((case.group is None, case.group or case.id), c) for case, c in zip(cases, component.tolist(), strict=True)
+    ):
+        names.setdefault(c, own[1])
+    return {case.id: names[c] for case, c in zip(cases, component.tolist(), strict=True)}
+
+
+def by_image(cases: Sequence[Case], val: float, test: float, seed: int, keep: Collection[str] = ()) -> dict[str, str]:
+    """The part of every id, the paper's way: annotated cases shuffled and cut; floor for training and validation.
+
+    Ids in `keep` train.
+    """
+    ids = np.random.default_rng(seed).permutation(sorted(case.id for case in cases if case.annotated)).tolist()
+    ids.sort(key=lambda case_id: case_id not in keep)
+    train = _floor((1 - val - test) * len(ids))
+    middle = train + _floor(val * len(ids)) if test else len(ids)
+    part = dict.fromkeys((case.id for case in cases), "train")
+    part |= dict.fromkeys(ids[train:middle], "val") | dict.fromkeys(ids[middle:], "test")
+    return part
+
+
+def by_group(
+    cases: Sequence[Case], groups: Mapping[str, str], val: float, test: float, seed: int, keep: Collection[str] = ()
+) -> dict[str, str]:
+    """The part of every id such that no group is in two parts, and each class near its share in every part.
+
+    Groups are dealt out from the largest, each to the part where it lowers the squared deviation from the wanted
+    counts of annotated cases by class the most. Groups with an id in `keep` train.
+    """
+    units = _units(cases, groups)
+    names = _shuffled_by_size(units, seed)
+    counts = _class_counts(units, names)
+    wanted = {"train": 1 - val - test, "val": val, "test": test}
+    share = np.array([wanted[p] for p in PARTS])
+    total = counts.sum(axis=0)
+    have = np.zeros((len(PARTS), counts.shape[1]))
+    place: dict[str, int] = {}
+    for name, count in zip(names, counts, strict=True):
+        place[name] = 0
+        if count.any() and not any(case.id in keep for case in units[name]):
+            change = count * (2 * (have - share[:, None] * total) + count)
+            cost = np.divide(change.sum(axis=1), share, out=np.full(3, np.inf), where=share > 0)
+            place[name] = int(cost.argmin())
+        have[place[name]] += count
+    _fill_empty(place, dict(zip(names, counts.sum(axis=1).tolist(), strict=True)), share, units, keep)
+    return {case.id: PARTS[place[groups[case.id]]] for case in cases}
+
+
+def by_official(cases: Sequence[Case], groups: Mapping[str, str], val: float, test: float, seed: int) -> dict[str, str]:
+    """The part of every id as published. A missing validation part is carved out of training, by group.
+
+    Raises:
+        CersError: the dataset has no official parts, no official test part, or annotated cases outside them.
+    """
+    part = {case.id: case.part or "train" for case in cases}
+    found = {case.part for case in cases if case.part}
+    stray = [case.id for case in cases if case.annotated and case.part not in PARTS]
+    advice = "choose --strategy grouped"
+    if not found:
+        raise CersError(f"this dataset has no official parts; {advice}")
+    if stray:
+        raise CersError(f"{len(stray)} annotated cases are in no official part, e.g. '{stray[0]}'; {advice}")
+    if test and "test" not in found:
+        raise CersError(f"this copy has no official test part; add it, give --test 0, or {advice}")
+    if "val" not in found and val:
+        part |= by_group([case for case in cases if part[case.id] == "train"], groups, val, 0.0, seed)
+    return part
+
+
+def stratified_order(cases: Sequence[Case], groups: Mapping[str, str], seed: int) -> list[str]:
+    """Ids in an order whose every prefix has the classes in proportion, group after group.
+
+    Within its class (the commonest of its cases) each group has a random place between 0 and 1, evenly spaced by the
+    number of cases; sorting by place interleaves the classes.
+    """
+    units = _units(cases, groups)
+    shuffled = np.random.default_rng([seed, 1]).permutation(sorted(units)).tolist()
+    by_class: dict[str, list[str]] = {}
+    for name in shuffled:
+        by_class.setdefault(Counter(map(stratum, units[name])).most_common(1)[0][0], []).append(name)
+    place: dict[str, float] = {}
+    for names in by_class.values():
+        sizes = np.array([len(units[name]) for name in names])
+        place |= dict(zip(names, ((sizes.cumsum() - sizes / 2) / sizes.sum()).tolist(), strict=True))
+    return [case.id for name in sorted(shuffled, key=place.__getitem__) for case in units[name]]
+
+
+def stratum(case: Case) -> str:
+    """What a split is stratified by: the class, and whether the case is known to have no lesion."""
+    return f"{case.label or ''}{' (negative)' if case.negative else ''}"
+
+
+def _floor(count: float) -> int:
+    return math.floor(count + 1e-9)
+
+
+def _units(cases: Sequence[Case], groups: Mapping[str, str]) -> dict[str, list[Case]]:
+    units: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda c: c.id):
+        units.setdefault(groups[case.id], []).append(case)
+    return units
+
+
+def _shuffled_by_size(units: Mapping[str, list[Case]], seed: int) -> list[str]:
+    names: list[str] = np.random.default_rng(seed).permutation(sorted(units)).tolist()
+    return sorted(names, key=lambda name: -sum(case.annotated for case in units[name]))
+
+
+def _class_counts(units: Mapping[str, list[Case]], names: Sequence[str]) -> NDArray[np.float64]:
+    """Annotated cases by group (rows) and class (columns)."""
+    classes = {s: i for i, s in enumerate(sorted({stratum(case) for unit in units.values() for case in unit}))}
+    counts = np.zeros((len(names), len(classes)))
+    for row, name in enumerate(names):
+        for case in units[name]:
+            counts[row, classes[stratum(case)]] += case.annotated
+    return counts
+
+
+def _fill_empty(
+    place: dict[str, int],
+    size: Mapping[str, float],
+    share: NDArray[np.float64],
+    units: Mapping[str, list[Case]],
+    keep: Collection[str],
+) -> None:
+    """Give every wanted part at least one group: the smallest of the part that has most groups to spare."""
+    for part in range(len(PARTS)):
+        while share[part] > 0 and not any(p == part and size[name] for name, p in place.items()):
+            movable = [n for n, s in size.items() if s and not any(case.id in keep for case in units[n])]
+            spare = Counter(place[name] for name in size if size[name])
+            movable = [name for name in movable if spare[place[name]] > 1]
+            if not movable:
+                raise CersError(
+                    f"{sum(spare.values())} groups of annotated images cannot fill the parts; "
+                    "check --group-pattern, annotate more patients, or set --val or --test to 0"
+                )
+            place[min(movable, key=lambda n: (-spare[place[n]], size[n], n))] = part

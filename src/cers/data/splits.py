@@ -1,0 +1,275 @@
+"""Who trains, who validates, who is tested: a split is made once, saved with its hash, and read ever after."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from cers.data.case import Case
+from cers.data.duplicates import near_duplicates
+from cers.data.partition import by_group, by_image, by_official, group_names, stratified_order
+from cers.errors import CersError, nearest
+from cers.files import write_atomic
+
+STRATEGIES = ("grouped", "paper", "official")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Ids by part. `labelled` and `unlabelled` together are the training set.
+
+    `order` holds the annotated training ids such that every prefix is stratified by class: a smaller labelled share is
+    a prefix of a larger one. `left_out` are images without annotation whose patient is validated or tested: they are
+    used nowhere. `groups` names the group of every id that shares one; `dataset` hashes the ids it was made from.
+    """
+
+    strategy: str
+    seed: int
+    labelled: list[str]
+    unlabelled: list[str]
+    val: list[str]
+    test: list[str]
+    order: list[str]
+    dataset: str
+    left_out: list[str]
+    groups: dict[str, str]
+
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """Training, validation and test ids by name; no group may occur in two of them."""
+        return {"train": [*self.labelled, *self.unlabelled], "val": self.val, "test": self.test}
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of everything the split says."""
+        return _sha256(json.dumps(asdict(self), sort_keys=True, ensure_ascii=False))
+
+    def with_labelled(self, share: float | int) -> Self:
+        """The same split with the masks of only a share (float up to 1.0) or a count (int) of `order` in use.
+
+        In a `grouped` split `order` runs group by group, so that at most one group has images on both sides: the
+        unlabelled images are then no easier than those of new patients, and the count stays exact.
+
+        Raises:
+            CersError: not in (0, 1.0], or a count below 1 or beyond the annotated training cases.
+        """
+        chosen = self.order[: labelled_count(share, len(self.order))]
+        rest = set(self.order[len(chosen) :]) | (set(self.unlabelled) - set(self.order))
+        return replace(self, labelled=chosen, unlabelled=sorted(rest))
+
+    def without_test(self) -> Self:
+        """The split as training may see it: no test ids, nor their groups."""
+        groups = {case_id: group for case_id, group in self.groups.items() if case_id not in set(self.test)}
+        return replace(self, test=[], groups=groups)
+
+
+def make_split(
+    cases: Sequence[Case],
+    *,
+    strategy: str = "grouped",
+    seed: int = 0,
+    labelled: float | int | list[str] = 1.0,
+    val: float = 0.1,
+    test: float = 0.1,
+    clusters: Sequence[Sequence[str]] | None = None,
+) -> Split:
+    """Deal `cases` out to training, validation and test; a pure function of its arguments.
+
+    `grouped` keeps a patient, or a cluster of near-duplicate images, on one side; `paper` cuts 8:1:1 by image as the
+    CERS paper does; `official` takes the dataset's own parts. `clusters` default to `near_duplicates(cases)`, which
+    reads the images, where a case has no group (`paper` uses none). `labelled` is a share, a count, or the very ids
+    whose masks are used. Cases nobody annotated are never validated or tested.
+
+    Raises:
+        CersError: unknown strategy, impossible shares, ids without mask, or too few groups for the parts.
+    """
+    if strategy not in STRATEGIES:
+        raise CersError(f"unknown split strategy '{strategy}'; {nearest(strategy, STRATEGIES)}")
+    if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
+        raise CersError(f"val {val} and test {test} must be shares that leave some for training, e.g. 0.1 and 0.1")
+    chosen = labelled if isinstance(labelled, list) else []
+    _refuse_unannotated(chosen, cases)
+    groups = {case.id: case.id for case in cases}
+    if strategy != "paper":
+        if clusters is None:
+            clusters = near_duplicates(cases) if any(case.group is None for case in cases) else []
+        groups = group_names(cases, clusters)
+    if strategy == "paper":
+        part = by_image(cases, val, test, seed, chosen)
+    elif strategy == "grouped":
+        part = by_group(cases, groups, val, test, seed, chosen)
+    else:
+        part = by_official(cases, groups, val, test, seed)
+    split = _assemble(cases, part, groups, strategy, seed, chosen)
+    return split if isinstance(labelled, list) else split.with_labelled(labelled)
+
+
+def labelled_count(share: float | int, total: int) -> int:
+    """How many of `total` a share (float, rounded down as in the paper, at least 1) or a count (int) means."""
+    if isinstance(share, int) and 1 <= share <= total:
+        return share
+    if isinstance(share, float) and 0 < share <= 1:
+        return min(total, max(1, math.floor(share * total + 1e-9)))
+    raise CersError(f"labelled {share} is neither a share such as 0.25 nor a count from 1 to {total}")
+
+
+def dataset_hash(ids: Sequence[str]) -> str:
+    """SHA-256 of the sorted ids."""
+    return _sha256("\n".join(sorted(ids)))
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write the split as JSON, with its hash."""
+    text = json.dumps({**asdict(split), "hash": split.hash}, indent=1, ensure_ascii=False)
+    write_atomic(path, text + "\n")
+
+
+def load_split(path: Path, cases: Sequence[Case] | None = None) -> Split:
+    """Read a split file. With `cases`, the split must also fit the dataset.
+
+    Raises:
+        CersError: not a split file, changed since it was written, an id in two parts; with `cases`, an unknown id, a
+            training or test case without annotation, or (strategy `grouped`) a group on two sides.
+    """
+    split = read_split(path)
+    wrong = overlaps(split)
+    if cases is not None:
+        wrong += unfit(split, cases) + (straddling(split, cases) if split.strategy == "grouped" else [])
+    if wrong:
+        more = f" (and {len(wrong) - 1} more; see `cers data check --split`)" if len(wrong) > 1 else ""
+        raise CersError(f"{path}: {wrong[0]}{more}; make a new one with `cers data split`")
+    return split
+
+
+def read_split(path: Path) -> Split:
+    """The split in a file, of which only the form and the hash are verified.
+
+    Raises:
+        CersError: unreadable, not a split file, or changed since it was written.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CersError(f"no split file {path}; make one with `cers data split`") from None
+    except (OSError, ValueError) as error:
+        raise CersError(f"{path} is not a split file ({error}); make one with `cers data split`") from None
+    split, stored = _parse(values, path)
+    if split.hash != stored:
+        raise CersError(f"{path} was changed since it was written; make a new one with `cers data split`")
+    return split
+
+
+def check_split(split: Split, cases: Sequence[Case]) -> list[str]:
+    """All that is wrong between a split and a dataset, a line each: overlaps, strangers, straddling groups, leftovers.
+
+    Straddling groups are listed for every strategy; by-image strategies have them by design.
+    """
+    return overlaps(split) + unfit(split, cases) + straddling(split, cases) + unplaced(split, cases)
+
+
+def overlaps(split: Split) -> list[str]:
+    """Ids that stand in more than one place."""
+    places = {"labelled": split.labelled, "unlabelled": split.unlabelled, "val": split.val, "test": split.test}
+    places["left_out"] = split.left_out
+    counts = Counter(case_id for ids in places.values() for case_id in ids)
+    return [
+        f"'{case_id}' occurs {n} times, in {' and '.join(name for name, ids in places.items() if case_id in ids)}"
+        for case_id, n in counts.items()
+        if n > 1
+    ]
+
+
+def unfit(split: Split, cases: Sequence[Case]) -> list[str]:
+    """Ids that the dataset does not have, and ids whose mask is needed but not there."""
+    annotated = {case.id: case.annotated for case in cases}
+    used = [*split.parts["train"], *split.val, *split.test, *split.left_out]
+    unknown = [case_id for case_id in used if case_id not in annotated]
+    bare = [i for i in [*split.order, *split.val, *split.test] if not annotated.get(i, True)]
+    wrong = [f"{len(unknown)} ids are not in the dataset, e.g. '{unknown[0]}'"] if unknown else []
+    return wrong + ([f"{len(bare)} cases have lost their mask, e.g. '{bare[0]}'"] if bare else [])
+
+
+def straddling(split: Split, cases: Sequence[Case]) -> list[str]:
+    """Groups (those of the split and those of the cases) with images in more than one of train, val and test."""
+    group = {case.id: case.group for case in cases if case.group is not None} | split.groups
+    parts: dict[str, set[str]] = {}
+    for name, ids in split.parts.items():
+        for case_id in ids:
+            if case_id in group:
+                parts.setdefault(group[case_id], set()).add(name)
+    return [f"group '{name}' is in {' and '.join(sorted(where))}" for name, where in parts.items() if len(where) > 1]
+
+
+def unplaced(split: Split, cases: Sequence[Case]) -> list[str]:
+    """One line when the dataset has ids that the split does not know."""
+    known = {*split.parts["train"], *split.val, *split.test, *split.left_out}
+    new = [case.id for case in cases if case.id not in known]
+    return [f"{len(new)} cases of the dataset are in no part, e.g. '{new[0]}'"] if new else []
+
+
+def _refuse_unannotated(chosen: Sequence[str], cases: Sequence[Case]) -> None:
+    annotated = {case.id for case in cases if case.annotated}
+    for case_id in chosen:
+        if case_id not in annotated:
+            raise CersError(f"labelled case '{case_id}' has no annotation; {nearest(case_id, annotated)}")
+
+
+def _assemble(
+    cases: Sequence[Case],
+    part: Mapping[str, str],
+    groups: Mapping[str, str],
+    strategy: str,
+    seed: int,
+    chosen: Sequence[str],
+) -> Split:
+    """The split with every annotated training case labelled, or only the `chosen`, which then lead `order`."""
+    ids: dict[str, list[str]] = {name: [] for name in ("train", "val", "test")}
+    bare: dict[str, list[str]] = {name: [] for name in ids}
+    for case in sorted(cases, key=lambda c: c.id):
+        (ids if case.annotated else bare)[part[case.id]].append(case.id)
+    train = set(ids["train"])
+    if outside := [case_id for case_id in chosen if case_id not in train]:
+        raise CersError(
+            f"labelled case '{outside[0]}' is in part '{part[outside[0]]}'; choose among the training cases"
+        )
+    if not train:
+        raise CersError("no annotated case is left for training; annotate some, or make --val and --test smaller")
+    order = stratified_order([case for case in cases if case.id in train], groups, seed)
+    order.sort(key=lambda case_id: case_id not in set(chosen))
+    count = len(set(chosen)) or len(order)
+    shared = Counter(groups.values())
+    return Split(
+        strategy=strategy,
+        seed=seed,
+        labelled=order[:count],
+        unlabelled=sorted(bare["train"] + order[count:]),
+        val=ids["val"],
+        test=ids["test"],
+        order=order,
+        dataset=dataset_hash([case.id for case in cases]),
+        left_out=sorted(bare["val"] + bare["test"]),
+        groups={case_id: group for case_id, group in sorted(groups.items()) if shared[group] > 1},
+    )
+
+
+def _parse(values: Any, path: Path) -> tuple[Split, str]:
+    wanted = Split.__dataclass_fields__
+    if not isinstance(values, dict) or set(values) != {*wanted, "hash"}:
+        raise CersError(f"{path} is not a split file; make one with `cers data split`")
+    lists = [n for n, f in wanted.items() if f.type == list[str] and not _strings(values[n])]
+    if lists or not isinstance(values["groups"], Mapping):
+        raise CersError(f"{path}: {', '.join(lists) or 'groups'} must hold ids; make a new one with `cers data split`")
+    stored = str(values.pop("hash"))
+    return Split(**values), stored
+
+
+def _strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
