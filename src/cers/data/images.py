@@ -10,12 +10,14 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
+from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
 from cers.config import MaskReading
 from cers.errors import CersError
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PLAIN_TIFF = (COMPRESSION.NONE, COMPRESSION.DEFLATE, COMPRESSION.ADOBE_DEFLATE)
 _WINDOW = (0.5, 99.5)
 Result = TypeVar("Result")
 
@@ -132,13 +134,20 @@ def _decode_tiff(path: Path) -> NDArray[Any] | None:
         page = tiff.pages.first
         if len(tiff.pages) > 1 or page.imagedepth > 1:
             raise CersError(f"{path} holds {len(tiff.pages)} pages; save each slice as a 2-D image")
-        plain = page.compression.name in ("NONE", "DEFLATE", "ADOBE_DEFLATE")
-        if not plain or page.photometric.name not in ("MINISBLACK", "RGB"):
+        if page.compression not in _PLAIN_TIFF or page.photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB):
             return None
         pixels = page.asarray()
-        if page.planarconfig.name == "SEPARATE" and pixels.ndim == 3:
+        if page.planarconfig == PLANARCONFIG.SEPARATE and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
         return np.asarray(pixels)
+
+
+def _zero_is_white(path: Path) -> bool:
+    """Whether this is a TIFF of inverted grey. By the standard 1 is black, but tifffile writes True so, meaning 1."""
+    if not _is_tiff(path):
+        return False
+    with tifffile.TiffFile(path) as tiff:
+        return bool(tiff.pages.first.photometric == PHOTOMETRIC.MINISWHITE)
 
 
 def _png_depth(path: Path) -> int:
@@ -178,6 +187,8 @@ def _to_8_bit(pixels: NDArray[Any], path: Path) -> NDArray[np.uint8]:
 
 def _mask_grey(path: Path) -> NDArray[Any]:
     """(H,W): grey values, palette indexes, or bool where the file has one bit per pixel."""
+    if _reading(path, _zero_is_white):
+        raise CersError(f"{path}: a TIFF in which 0 is white leaves open what is lesion; save the mask as 0/255 PNG")
     pixels, palette = _reading(path, _decode)
     if palette is not None:
         return _palette_grey(pixels, palette)

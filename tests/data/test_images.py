@@ -1,0 +1,364 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from cers.config import MaskReading
+from cers.data.images import image_size, mask_values, read_image, read_mask
+from cers.errors import CersError
+
+UNSET = MaskReading()
+GREY = (np.arange(12 * 17).reshape(12, 17) % 251).astype(np.uint8)
+COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
+SPOT = np.zeros((12, 17), np.uint8)
+SPOT[3:6, 4:9] = 1
+
+
+def one_line(error: pytest.ExceptionInfo[CersError], path: Path) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    assert path.name in text
+    return text
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_grey_and_colour_files_come_back_exactly(tmp_path: Path, suffix: str) -> None:
+    for pixels in (GREY, COLOUR):
+        path = tmp_path / f"x.{suffix}"
+        Image.fromarray(pixels).save(path)
+        read = read_image(path)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, pixels)
+        assert image_size(path) == (12, 17)
+
+
+def test_jpeg_is_read_under_a_wrong_extension(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(GREY).save(path, format="JPEG", quality=100)
+    assert np.abs(read_image(path).astype(int) - GREY).max() < 8
+    assert image_size(path) == (12, 17)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P"])
+def test_equal_channels_become_one(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(GREY).convert(mode).save(path)
+    np.testing.assert_array_equal(read_image(path), GREY)
+
+
+def test_palette_and_transparency_keep_the_colours(tmp_path: Path) -> None:
+    image = Image.fromarray(COLOUR).quantize(16)
+    image.save(tmp_path / "p.png", transparency=0)
+    np.testing.assert_array_equal(read_image(tmp_path / "p.png"), np.asarray(image.convert("RGB")))
+    clear = np.dstack([COLOUR, GREY])
+    Image.fromarray(clear).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), COLOUR)
+
+
+def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
+    Image.fromarray(SPOT.astype(bool)).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), SPOT * 255)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", ">u2", "int16", "uint32", "float32", "float64"])
+def test_deep_tiffs_are_windowed_linearly(tmp_path: Path, dtype: str) -> None:
+    deep = (np.arange(10_000).reshape(100, 100) * 3 + 100).astype(dtype)
+    tifffile.imwrite(tmp_path / "x.tif", deep)
+    read = read_image(tmp_path / "x.tif").astype(float)
+    low, high = np.percentile(deep, (0.5, 99.5))
+    expected = ((deep.astype(float).clip(low, high) - low) / (high - low)) * 255
+    assert read.min() == 0
+    assert read.max() == 255
+    assert np.abs(read - expected).max() <= 0.5 + 1e-9
+
+
+def test_deep_pngs_keep_low_bytes(tmp_path: Path) -> None:
+    deep = (np.arange(10_000).reshape(100, 100) % 200).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "grey.png")
+    assert len(np.unique(read_image(tmp_path / "grey.png"))) > 150
+    colour = np.dstack([deep, deep[::-1], deep.T])
+    cv2.imwrite(str(tmp_path / "colour.png"), colour[..., ::-1])
+    read = read_image(tmp_path / "colour.png")
+    assert read.shape == (100, 100, 3)
+    assert np.corrcoef(read[..., 2].ravel(), deep.T.ravel())[0, 1] > 0.999
+    assert image_size(tmp_path / "colour.png") == (100, 100)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    pixels=hnp.arrays(np.uint16, (9, 9)),
+    factor=st.integers(1, 50),
+    offset=st.integers(0, 1000),
+)
+def test_window_ignores_scale_and_offset(
+    tmp_path_factory: pytest.TempPathFactory, pixels: np.ndarray, factor: int, offset: int
+) -> None:
+    folder = tmp_path_factory.mktemp("window")
+    tifffile.imwrite(folder / "a.tif", pixels)
+    tifffile.imwrite(folder / "b.tif", pixels.astype(np.float64) * factor + offset)
+    first, second = read_image(folder / "a.tif").astype(int), read_image(folder / "b.tif").astype(int)
+    assert np.abs(first - second).max() <= 1  # rounding at a half
+    order = pixels.ravel().argsort()
+    assert (np.diff(first.ravel()[order]) >= 0).all()
+
+
+def test_window_survives_flat_images(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "flat.tif", np.full((8, 8), 700, np.uint16))
+    assert not read_image(tmp_path / "flat.tif").any()
+    spot = np.zeros((100, 100), np.uint16)
+    spot[5, 5] = 900
+    tifffile.imwrite(tmp_path / "spot.tif", spot)
+    np.testing.assert_array_equal(read_image(tmp_path / "spot.tif"), (spot > 0) * 255)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg", "packbits"])
+def test_compressed_tiffs(tmp_path: Path, compression: str | None) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "x.tif", compression=compression)
+    read = read_image(tmp_path / "x.tif")
+    assert read.shape == COLOUR.shape
+    if compression != "jpeg":
+        np.testing.assert_array_equal(read, COLOUR)
+
+
+def test_unusual_tiffs(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "planar.tif", np.moveaxis(COLOUR, -1, 0), photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(read_image(tmp_path / "planar.tif"), COLOUR)
+    tifffile.imwrite(tmp_path / "inverted.tif", 255 - GREY, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "inverted.tif"), GREY)
+    tifffile.imwrite(tmp_path / "big.tif", GREY, bigtiff=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "big.tif"), GREY)
+    Image.fromarray(GREY).convert("P").save(tmp_path / "palette.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.tif"), GREY)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> None:
+    pixels = np.ones((8, 8), np.float32)
+    pixels[2, 2] = bad
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, pixels)
+    for read in (read_image, mask_values, lambda p: read_mask(p, UNSET)):
+        with pytest.raises(CersError) as error:
+            read(path)
+        assert "NaN" in one_line(error, path)
+
+
+def test_stacks_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, np.zeros((5, 8, 8), np.uint8), photometric="minisblack")
+    with pytest.raises(CersError) as error:
+        read_image(path)
+    assert "5 pages" in one_line(error, path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not an image\n", b"\x89PNG\r\n\x1a\n", b"II*\0", b"\xff\xd8\xff", b"BM", b"GIF89a"]
+)
+def test_files_that_are_no_images_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(content)
+    for read in (read_image, mask_values, image_size, lambda p: read_mask(p, UNSET)):
+        with pytest.raises(CersError) as error:
+            read(path)
+        one_line(error, path)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for name in ("absent.png", "folder.png"):
+        for read in (read_image, image_size):
+            with pytest.raises(CersError) as error:
+                read(tmp_path / name)
+            one_line(error, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"), [("png", {}), ("jpg", {}), ("bmp", {}), ("tif", {}), ("tif", {"compression": "tiff_lzw"})]
+)
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.6, 0.9])
+def test_truncated_files_never_pass(tmp_path: Path, suffix: str, options: dict[str, str], kept: float) -> None:
+    path = tmp_path / f"x.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    Image.fromarray(noise).save(path, **options)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(CersError) as error:
+        read_image(path)
+    one_line(error, path)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "tif", "bmp"]))
+def test_broken_bytes_give_an_image_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, suffix: str
+) -> None:
+    path = tmp_path_factory.mktemp("broken") / f"x.{suffix}"
+    Image.fromarray(COLOUR).save(path)
+    content = bytearray(path.read_bytes())
+    for _ in range(3):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(content))
+    for read in (read_image, image_size, mask_values):
+        try:
+            read(path)
+        except CersError as error:
+            assert "\n" not in str(error)
+
+
+# ---- masks
+
+
+def save_mask(path: Path, kind: str) -> None:
+    image = Image.fromarray(SPOT)
+    white = Image.fromarray(SPOT * 255)
+    match kind:
+        case "0/1":
+            image.save(path)
+        case "0/255":
+            white.save(path)
+        case "bit":
+            white.convert("1").save(path)
+        case "RGB" | "RGBA" | "LA":
+            white.convert(kind).save(path)
+        case "uint16":
+            Image.fromarray(SPOT.astype(np.uint16)).save(path)
+        case "red palette":
+            image.putpalette([0, 0, 0, 255, 0, 0])
+            image.save(path)
+        case "white first":
+            Image.fromarray(1 - SPOT).save(path)
+            image = Image.open(path).convert("L")
+            image.putpalette([255, 255, 255, 0, 0, 0])
+            image.save(path)
+        case "second of three":
+            indexes = Image.fromarray(SPOT * 2)
+            indexes.putpalette([0, 0, 0, 0, 255, 0, 128, 0, 0])
+            indexes.save(path)
+
+
+CLEAR = ["0/1", "0/255", "bit", "RGB", "RGBA", "LA", "uint16", "red palette", "white first"]
+
+
+@pytest.mark.parametrize("kind", CLEAR)
+def test_masks_without_doubt_need_no_setting(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "m.png"
+    save_mask(path, kind)
+    mask = read_mask(path, UNSET)
+    assert mask.dtype == np.bool_
+    np.testing.assert_array_equal(mask, SPOT.astype(bool))
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.float32, np.int16])
+def test_tiff_masks(tmp_path: Path, dtype: type) -> None:
+    tifffile.imwrite(tmp_path / "m.tif", SPOT.astype(dtype), photometric="minisblack")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.tif", UNSET), SPOT.astype(bool))
+
+
+def test_tiff_masks_in_which_zero_is_white_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "m.tif", SPOT.astype(bool))  # tifffile's default for bool
+    with pytest.raises(CersError, match="0 is white"):
+        read_mask(tmp_path / "m.tif", UNSET)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGB"])
+def test_empty_masks_say_no_lesion(tmp_path: Path, mode: str) -> None:
+    Image.fromarray(SPOT * 0).convert(mode).save(tmp_path / "m.png")
+    mask = read_mask(tmp_path / "m.png", UNSET)
+    assert mask.shape == SPOT.shape
+    assert not mask.any()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "needed"),
+    [
+        (np.full((4, 4), 255, np.uint8), "data.mask.foreground=[255]"),
+        (np.ones((4, 4), np.uint8), "data.mask.foreground=[1]"),
+        (np.array([[0, 1], [2, 0]], np.uint8), "data.mask.foreground=[1, 2]"),
+        (np.array([[0, 128], [0, 0]], np.uint8), "data.mask.foreground=[128]"),
+        (np.array([[1, 2], [1, 2]], np.uint8), "data.mask.foreground="),
+        (np.arange(256, dtype=np.uint8).reshape(16, 16), "data.mask.threshold=128"),
+        (np.arange(1000, dtype=np.uint16).reshape(20, 50), "data.mask.threshold=500"),
+        (np.array([[0, 0.5], [0.25, 1]], np.float32), "save the mask as 0 and 255"),
+    ],
+)
+def test_doubtful_masks_name_values_and_setting(tmp_path: Path, pixels: np.ndarray, needed: str) -> None:
+    path = tmp_path / "m.tif"
+    tifffile.imwrite(path, pixels)
+    with pytest.raises(CersError) as error:
+        read_mask(path, UNSET)
+    text = one_line(error, path)
+    assert needed in text
+    assert f"{pixels.max():g}" in text or "…" in text
+
+
+def test_the_advised_setting_resolves_the_doubt(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 2], [2, 0, 0]], np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "labels.png", MaskReading(foreground=(1, 2))), labels > 0)
+    np.testing.assert_array_equal(read_mask(tmp_path / "labels.png", MaskReading(foreground=(2,))), labels == 2)
+    soft = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(soft).save(tmp_path / "soft.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "soft.png", MaskReading(threshold=128)), soft >= 128)
+
+
+def test_anti_aliased_jpeg_needs_and_takes_a_threshold(tmp_path: Path) -> None:
+    big = np.kron(SPOT * 255, np.ones((7, 7), np.uint8))
+    Image.fromarray(big).save(tmp_path / "m.jpg", quality=60)
+    with pytest.raises(CersError, match=r"threshold=128"):
+        read_mask(tmp_path / "m.jpg", UNSET)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.jpg", MaskReading(threshold=128)), big > 0)
+
+
+def test_full_one_bit_mask_needs_a_setting(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    Image.fromarray(np.ones((4, 4), bool)).save(path)
+    with pytest.raises(CersError, match=r"foreground="):
+        read_mask(path, UNSET)
+    for reading in (MaskReading(foreground=(1,)), MaskReading(threshold=128)):
+        assert read_mask(path, reading).all()
+
+
+def test_a_threshold_for_the_dataset_does_not_empty_its_one_bit_masks(tmp_path: Path) -> None:
+    save_mask(tmp_path / "m.png", "bit")
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png", MaskReading(threshold=128)), SPOT.astype(bool))
+
+
+def test_coloured_and_transparent_masks_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "c.png")
+    with pytest.raises(CersError, match="coloured"):
+        read_mask(tmp_path / "c.png", MaskReading(threshold=128))
+    Image.fromarray(np.dstack([SPOT * 0] * 3 + [SPOT * 255])).save(tmp_path / "t.png")
+    with pytest.raises(CersError, match="transparent"):
+        read_mask(tmp_path / "t.png", UNSET)
+
+
+def test_two_settings_at_once_are_refused(tmp_path: Path) -> None:
+    save_mask(tmp_path / "m.png", "0/1")
+    with pytest.raises(CersError, match="not both"):
+        read_mask(tmp_path / "m.png", MaskReading(threshold=1, foreground=(1,)))
+
+
+def test_mask_values_are_sorted_and_distinct(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[7, 0], [3, 7]], np.uint8)).save(tmp_path / "m.png")
+    assert mask_values(tmp_path / "m.png").tolist() == [0, 3, 7]
+    save_mask(tmp_path / "p.png", "second of three")
+    assert mask_values(tmp_path / "p.png").tolist() == [0, 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=hnp.arrays(np.uint8, (5, 6), elements=st.integers(0, 4)), threshold=st.integers(0, 5))
+def test_settings_mean_what_they_say(
+    tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray, threshold: int
+) -> None:
+    path = tmp_path_factory.mktemp("labels") / "m.png"
+    Image.fromarray(labels).save(path)
+    at_least = read_mask(path, MaskReading(threshold=threshold))
+    among = read_mask(path, MaskReading(foreground=tuple(range(threshold, 6))))
+    np.testing.assert_array_equal(at_least, labels >= threshold)
+    np.testing.assert_array_equal(at_least, among)
