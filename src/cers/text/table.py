@@ -1,0 +1,103 @@
+"""Text embeddings of a set of cases, ready to be put into batches."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cers.data.case import Case
+from cers.text.base import TextEncoder
+from cers.text.cache import EmbeddingCache
+
+
+class TextTable:
+    """The embedded reports and rationales of `cases`, looked up by case id.
+
+    `render` turns a stored rationale into the text to embed (its four aspects) and raises ValueError on a malformed
+    one, which then counts as unknown and is named in `problems`. Mask-informed rationales are read for the ids in
+    `labelled` only: those of any other case would carry its hidden mask into the pool. An encoder that is None
+    leaves its fields out of the batch.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        *,
+        report: TextEncoder | None,
+        cot: TextEncoder | None,
+        render: Callable[[str], str],
+        cache_folder: Path,
+        labelled: Collection[str],
+    ) -> None:
+        self.problems: list[str] = []
+        self.report_width = None if report is None else report.width
+        self.cot_width = None if cot is None else cot.width
+        if report is not None:
+            reports = {c.id: c.report for c in cases if c.report and c.report.strip()}
+            self._report = _Column(reports, EmbeddingCache(cache_folder, report), report.width)
+        if cot is not None:
+            known = set(labelled)
+            free = self._rendered(render, ((c.id, c.rationale) for c in cases), "rationale")
+            informed = self._rendered(
+                render, ((c.id, c.mask_rationale) for c in cases if c.id in known), "mask-informed rationale"
+            )
+            cache = EmbeddingCache(cache_folder, cot, tokens=False)
+            self._cot = _Column(free, cache, cot.width)
+            self._mask_cot = _Column(informed, cache, cot.width)
+
+    def fields(self, ids: Sequence[str]) -> dict[str, Tensor]:
+        """The text fields of a `Batch` of the cases `ids`, float32 and bool (see `cers.data.case.Batch`)."""
+        fields: dict[str, Tensor] = {}
+        if self.report_width is not None:
+            fields["report_tokens"], fields["report_padding"] = self._report.tokens(ids)
+            fields["report"], fields["report_known"] = self._report.pooled(ids)
+        if self.cot_width is not None:
+            fields["cot"], fields["cot_known"] = self._cot.pooled(ids)
+            fields["mask_cot"], fields["mask_cot_known"] = self._mask_cot.pooled(ids)
+        return fields
+
+    def _rendered(
+        self, render: Callable[[str], str], rationales: Iterable[tuple[str, str | None]], what: str
+    ) -> dict[str, str]:
+        texts = {}
+        for case_id, rationale in rationales:
+            if not rationale or not rationale.strip():
+                continue
+            try:
+                texts[case_id] = render(rationale)
+            except ValueError as error:
+                self.problems.append(f"{case_id}: {what}: {error}")
+        return texts
+
+
+class _Column:
+    """One kind of text: features of its distinct texts, and which text each case has.
+
+    A text in which the encoder knows no word (zero `pooled`) counts as unknown.
+    """
+
+    def __init__(self, texts: Mapping[str, str], cache: EmbeddingCache, width: int) -> None:
+        features = {text: f for text, f in cache.features(texts.values()).items() if f.pooled.any()}
+        row = {text: i for i, text in enumerate(features)}
+        self._rows = {case_id: row[text] for case_id, text in texts.items() if text in row}
+        self._tokens = [torch.from_numpy(f.tokens.copy()) for f in features.values()]
+        # The last row is what a case without text gets.
+        self._pooled = torch.zeros(len(features) + 1, width)
+        for i, f in enumerate(features.values()):
+            self._pooled[i] = torch.from_numpy(f.pooled.copy())
+
+    def pooled(self, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Pooled vectors (B,D), zero where unknown, and known (B,)."""
+        rows = torch.tensor([self._rows.get(case_id, -1) for case_id in ids], dtype=torch.long)
+        return self._pooled[rows], rows >= 0
+
+    def tokens(self, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token vectors (B,L,D) padded to the longest text, L >= 1, and padding (B,L), True where there is none."""
+        rows = [self._rows.get(case_id) for case_id in ids]
+        lengths = [0 if row is None else len(self._tokens[row]) for row in rows]
+        tokens = torch.zeros(len(ids), max(1, *lengths), self._pooled.shape[1])
+        for b, row in enumerate(rows):
+            if row is not None:
+                tokens[b, : lengths[b]] = self._tokens[row]
+        return tokens, torch.arange(tokens.shape[1]) >= torch.tensor(lengths)[:, None]
