@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -128,7 +129,7 @@ def _read(path: Path) -> State:
         raise CersError(f"model.weights: no file {path}; set model.weights to an existing file, hub, package or none")
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
