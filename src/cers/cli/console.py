@@ -1,0 +1,100 @@
+"""How every command talks: results to stdout, notes and progress to stderr."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PIPE_WIDTH = 200  # a table that is not for a terminal is not cut to one
+PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
+
+Cell = str | int | float | None
+
+
+def say(text: str) -> None:
+    """One line of result on stdout."""
+    _console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """One line on stderr that is not a result: what goes on, or a warning."""
+    _console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True, style="dim")
+
+
+def say_json(value: Any) -> None:
+    """`value` as indented JSON on stdout; NaN is refused."""
+    say(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def say_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str | None = None) -> None:
+    """A table on stdout: numbers to the right, floats with four digits, None as a dash."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        numeric = any(isinstance(row[i], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_shown(cell) for cell in row))
+    console = _console()
+    console.print(table, markup=False, highlight=False, width=None if console.is_terminal else PIPE_WIDTH)
+
+
+class Advance(Protocol):
+    """Called as work gets done."""
+
+    def __call__(self, count: int = 1, note: str = "") -> None:
+        """`count` more units are done; `note` is shown beside the bar."""
+        ...
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Advance]:
+    """Progress of `total` units of `what` on stderr: a bar on a terminal, else a line every few seconds."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+        yield _plain(console, what, total)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(count: int = 1, note: str = "") -> None:
+            bar.update(task, advance=count, note=note)
+
+        yield advance
+
+
+def _plain(console: Console, what: str, total: int) -> Advance:
+    done = 0
+    last = time.monotonic()
+
+    def advance(count: int = 1, note: str = "") -> None:
+        nonlocal done, last
+        done += count
+        if done >= total or time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            line = f"{what} {done}/{total} {note}".rstrip()
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    return advance
+
+
+def _console(stderr: bool = False) -> Console:
+    """A console on the stream as it is now, so that redirections hold."""
+    return Console(stderr=stderr)
+
+
+def _shown(cell: Cell) -> str:
+    if cell is None:
+        return "–"
+    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
