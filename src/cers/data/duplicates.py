@@ -10,7 +10,7 @@ through flips, rotations or crops.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cers.data.case import Case
 from cers.data.images import read_image
+from cers.errors import CersError
 
 THRESHOLD = 0.82
 SIDE = 32
@@ -37,9 +38,12 @@ def byte_identical(cases: Sequence[Case]) -> list[list[str]]:
     """Ids of cases whose image files hold the same bytes, one sorted list per content.
 
     Raises:
-        OSError: a file cannot be read.
+        CersError: a file cannot be read.
     """
-    return same_value({case.id: file_hash(case.image) for case in cases})
+    try:
+        return same_value({case.id: file_hash(case.image) for case in cases})
+    except OSError as error:
+        raise CersError(f"{error.filename} cannot be read: {error.strerror}; run `cers data check`") from None
 
 
 def same_value(values: dict[str, str]) -> list[list[str]]:
@@ -65,18 +69,26 @@ def thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def near_duplicates(
-    cases: Sequence[Case], images: Iterable[NDArray[np.uint8]] | None = None, threshold: float = THRESHOLD
+    cases: Sequence[Case],
+    images: Iterable[NDArray[np.uint8]] | None = None,
+    *,
+    threshold: float = THRESHOLD,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[list[str]]:
     """Clusters of near-duplicate images (ids, sorted): see the module's text for the measure.
 
-    `images` come in the order of `cases`; without them the files are read, one at a time.
+    `images` come in the order of `cases`; without them the files are read, one at a time. `progress` hears how many
+    of how many are read.
 
     Raises:
         CersError: an image cannot be read.
     """
-    if images is None:
-        images = (read_image(case.image) for case in cases)
-    return clusters([case.id for case in cases], [thumbnail(image) for image in images], threshold)
+    thumbnails = []
+    for image in (read_image(case.image) for case in cases) if images is None else images:
+        thumbnails.append(thumbnail(image))
+        if progress:
+            progress(len(thumbnails), len(cases))
+    return clusters([case.id for case in cases], thumbnails, threshold)
 
 
 def clusters(

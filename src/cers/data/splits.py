@@ -4,13 +4,13 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from cers.data.case import Case
-from cers.data.duplicates import near_duplicates
+from cers.data.duplicates import byte_identical, near_duplicates
 from cers.data.partition import by_group, by_image, by_official, group_names, stratified_order
 from cers.errors import CersError, nearest
 from cers.files import write_atomic
@@ -80,9 +80,10 @@ def make_split(
     """Deal `cases` out to training, validation and test; a pure function of its arguments.
 
     `grouped` keeps a patient, or a cluster of near-duplicate images, on one side; `paper` cuts 8:1:1 by image as the
-    CERS paper does; `official` takes the dataset's own parts. `clusters` default to `near_duplicates(cases)`, which
-    reads the images, where a case has no group (`paper` uses none). `labelled` is a share, a count, or the very ids
-    whose masks are used. Cases nobody annotated are never validated or tested.
+    CERS paper does; `official` takes the dataset's own parts, and groups only to carve out what is missing. `clusters`
+    of images that belong together default to `default_clusters(cases)`, which reads the images; `paper` uses none.
+    `labelled` is a share, a count, or the very ids whose masks are used. Cases nobody annotated are never validated
+    or tested.
 
     Raises:
         CersError: unknown strategy, impossible shares, ids without mask, or too few groups for the parts.
@@ -96,7 +97,7 @@ def make_split(
     groups = {case.id: case.id for case in cases}
     if strategy != "paper":
         if clusters is None:
-            clusters = near_duplicates(cases) if any(case.group is None for case in cases) else []
+            clusters = default_clusters(cases)
         groups = group_names(cases, clusters)
     if strategy == "paper":
         part = by_image(cases, val, test, seed, chosen)
@@ -106,6 +107,17 @@ def make_split(
         part = by_official(cases, groups, val, test, seed)
     split = _assemble(cases, part, groups, strategy, seed, chosen)
     return split if isinstance(labelled, list) else split.with_labelled(labelled)
+
+
+def default_clusters(cases: Sequence[Case], progress: Callable[[int, int], None] | None = None) -> list[list[str]]:
+    """Near-duplicates where a patient is unknown; where all are known, only images identical byte for byte.
+
+    Raises:
+        CersError: an image cannot be read.
+    """
+    if any(case.group is None for case in cases):
+        return near_duplicates(cases, progress=progress)
+    return byte_identical(cases)
 
 
 def labelled_count(share: float | int, total: int) -> int:
