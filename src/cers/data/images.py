@@ -1,5 +1,6 @@
 """Image and mask files as arrays: PNG, JPEG, BMP (Pillow) and TIFF (tifffile)."""
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN_TIFF = (COMPRESSION.NONE, COMPRESSION.DEFLATE, COMPRESSION.ADOBE_DEFLATE)
 _WINDOW = (0.5, 99.5)
+# What tifffile would log about a broken file reaches the user as one CersError instead.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 Result = TypeVar("Result")
 
 
@@ -111,6 +114,14 @@ def _header_size(path: Path) -> tuple[int, int]:
 
 
 def _decode(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+    """As `_decode_any`, but only what is an image in the plane."""
+    pixels, palette = _decode_any(path)
+    if not pixels.size or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[-1] > 4):
+        raise CersError(f"{path} holds an array of shape {pixels.shape}; save it as a grey or RGB image")
+    return pixels, palette
+
+
+def _decode_any(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
     """Pixels (H,W) or (H,W,C) at the depth of the file, and the palette (N,3) if they are indexes into one."""
     if _is_tiff(path):
         pixels = _decode_tiff(path)
