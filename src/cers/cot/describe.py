@@ -1,0 +1,189 @@
+"""The offline writer: a rationale from measurements alone, without network, key or chance.
+
+With a mask it describes the lesion; without, the most conspicuous region, in the same words, so that the two texts
+agree where they see the same thing. Positions are left out on purpose (arXiv 2606.17958, section 2.1.1): image features
+already carry them.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cers.cot.candidate import airy_spaces, most_conspicuous
+from cers.cot.measure import Scene, fit, measure_image, measure_region, scene
+from cers.cot.rationale import Rationale
+
+# Words for each measurement, with the values at which one gives way to the next. The cuts lie near the quantiles of
+# lesions in brain MR and lung CT, so that each word is used about equally often. {x} is "intense" or "dense".
+_Scale = tuple[tuple[float, ...], tuple[str, ...]]
+_REGION: Mapping[str, _Scale] = {
+    "count": ((1.5, 2.5, 4.5), ("solitary", "paired", "few", "multiple")),
+    "size": (
+        (0.006, 0.013, 0.022, 0.035, 0.07),
+        ("tiny", "small", "medium-small", "medium-sized", "large", "extensive"),
+    ),
+    "contrast": (
+        (-0.2, -0.08, 0.0, 0.08, 0.2, 0.3, 0.42),
+        (
+            "markedly hypo{x}",
+            "moderately hypo{x}",
+            "slightly hypo{x}",
+            "iso{x}",
+            "slightly hyper{x}",
+            "moderately hyper{x}",
+            "clearly hyper{x}",
+            "strikingly hyper{x}",
+        ),
+    ),
+    "level": (
+        (0.3, 0.6, 0.8, 0.86, 0.92),
+        ("low-signal", "intermediate-signal", "fairly bright", "bright", "very bright", "brightest"),
+    ),
+    "heterogeneity": (
+        (0.08, 0.11, 0.14, 0.18),
+        ("homogeneous", "nearly uniform", "mildly heterogeneous", "heterogeneous", "variegated"),
+    ),
+    "core": (
+        (-0.12, -0.04, 0.03, 0.09, 0.16),
+        (
+            "ring-like with a markedly hypo{x} necrotic-appearing core",
+            "ring-like with a slightly hypo{x} core",
+            "of even core and rim",
+            "with a slightly brighter centre",
+            "fading outwards",
+            "with a dominant bright centre",
+        ),
+    ),
+    "bright_foci": (
+        (0.005, 0.06, 0.15),
+        ("no bright foci", "rare bright foci", "scattered bright foci", "dense bright foci"),
+    ),
+    "dark_foci": (
+        (0.005, 0.06, 0.15),
+        ("no clefts", "rare dark clefts", "several dark clefts", "cystic-appearing voids"),
+    ),
+    "graininess": ((0.5, 0.8, 1.2, 1.9), ("silky", "fine-grained", "granular", "coarse", "mottled")),
+    "entropy": ((3.7, 4.4, 5.0), ("simple pattern", "plain pattern", "mixed pattern", "complex pattern")),
+    "sharpness": ((0.05, 0.08, 0.105, 0.14), ("blurred", "hazy", "fairly defined", "well-defined", "crisp")),
+    "sharp_share": ((0.55, 0.8, 0.93), ("mostly indistinct", "often interrupted", "focally indistinct", "continuous")),
+    "solidity": ((0.78, 0.86, 0.92), ("deeply lobulated", "lobulated", "gently indented", "convex")),
+    "circularity": ((0.4, 0.55, 0.7), ("spiculated", "irregular", "undulating", "smooth")),
+    "eccentricity": ((0.5, 0.68, 0.82), ("round", "ovoid", "elongated", "band-like")),
+    "surroundings": ((0.08, 0.12, 0.17), ("quiet", "even", "uneven", "busy")),
+    "dark_neighbour": (
+        (0.02, 0.15, 0.35),
+        ("no dark cavity", "a minor dark cavity", "dark cavities", "broad dark cavities"),
+    ),
+    "bright_neighbour": (
+        (0.005, 0.05),
+        ("apart from bright structures", "near bright structures", "abutting a bright rim"),
+    ),
+    "look_alikes": ((0.07, 0.12, 0.2, 0.35), ("hardly any", "few", "some", "frequent", "abundant")),
+    "depth": ((0.4, 0.58, 0.78), ("superficial", "subsurface", "intermediate", "deep-seated")),
+}
+_IMAGE: Mapping[str, _Scale] = {
+    "extent": ((0.42, 0.5, 0.57, 0.63, 0.72), ("sparse", "narrow", "moderate", "broad", "wide", "filling")),
+    "elongation": ((1.03, 1.1, 1.16, 1.25), ("squat", "circular", "oblong", "tall", "slender")),
+    "noise": ((0.0065, 0.009, 0.011, 0.014), ("minimal", "low", "mild", "noticeable", "strong")),
+    "asymmetry": ((0.12, 0.155, 0.19, 0.23), ("mirror-like", "symmetric", "skewed", "lopsided", "one-sided")),
+    "dark_spaces": ((0.12, 0.15, 0.185, 0.23), ("scant", "modest", "ordinary", "prominent", "dominating")),
+    "bright_structures": ((0.055, 0.07, 0.085, 0.11), ("faint", "thin", "usual", "bold", "massive")),
+    "level": ((0.33, 0.36, 0.385, 0.42), ("dim", "dusky", "balanced", "light", "luminous")),
+    "detail": ((0.034, 0.04, 0.045, 0.052), ("featureless", "soft", "textured", "detailed", "crowded")),
+}
+_SIZES = {"tiny": 0.006, "small": 0.012, "medium": 0.025, "medium-sized": 0.025, "large": 0.05, "extensive": 0.08}
+_DENSE = re.compile(r"\b(?:ct|tomograph\w*|x-?rays?|radiograph\w*|chest|lungs?|pulmonary|cr|dx)\b", re.IGNORECASE)
+_UNSAID = frozenset(
+    "a an the with of in on at and or is are there this that shows showing show scan image images slice view left "
+    "right upper lower middle all superior inferior anterior posterior quadrant side sided".split()
+)
+
+
+def describe(
+    image: NDArray[np.uint8],
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    report: str | None = None,
+    modality: str | None = None,
+    use_report: bool = True,
+) -> Rationale:
+    """A rationale of `image` (H,W) or (H,W,3): of the lesion in `mask` (H,W), or of what stands out if that is None.
+
+    `modality` is free text such as "MR" or "CT"; without it the report and then the image decide between the words
+    hyperintense and hyperdense. Of `report` only finding, number and size are used, and nothing if `use_report` is off.
+
+    Raises:
+        ValueError: `mask` has another shape than `image`.
+    """
+    if mask is not None and mask.shape != image.shape[:2]:
+        raise ValueError(f"mask {mask.shape} does not fit image {image.shape[:2]}")
+    report = report if use_report else None
+    view = scene(image)
+    if mask is None:
+        region = most_conspicuous(view, _reported_area(report))
+    else:
+        region = fit(mask.astype(np.uint8) * np.uint8(255), cv2.INTER_AREA) >= 128
+        region = region if region.any() else fit(mask.astype(np.uint8), cv2.INTER_NEAREST).astype(bool)
+    words = {f"image_{name}": word for name, word in _worded(measure_image(view), _IMAGE, "").items()}
+    words["finding"] = _finding(report)
+    if region is None or not region.any():
+        return _nothing_found(words)
+    x = "dense" if _is_dense(view, report, modality) else "intense"
+    return _written(words | _worded(measure_region(view, region), _REGION, x))
+
+
+def _worded(measured: Mapping[str, float], scales: Mapping[str, _Scale], x: str) -> dict[str, str]:
+    return {name: words[bisect_right(cuts, measured[name])].format(x=x) for name, (cuts, words) in scales.items()}
+
+
+def _written(w: Mapping[str, str]) -> Rationale:
+    return Rationale(
+        texture=f"{w['heterogeneity'].capitalize()}, {w['contrast']}, {w['core']}; {w['level']}, {w['graininess']} "
+        f"{w['entropy']} with {w['bright_foci']} and {w['dark_foci']}; {w['image_noise']} noise.",
+        boundary=f"Margin {w['sharpness']} and {w['sharp_share']}; outline {w['solidity']} and {w['circularity']}, "
+        f"{w['eccentricity']} in shape.",
+        context=f"{w['depth'].capitalize()} in {w['surroundings']} surroundings beside {w['dark_neighbour']}, "
+        f"{w['bright_neighbour']}; {w['look_alikes']} look-alikes elsewhere. {_background(w)}",
+        summary=f"{w['size'].capitalize()} {w['count']} {w['heterogeneity']} {w['contrast']} lesion{w['finding']}, "
+        f"{w['sharpness']} and {w['circularity']}.",
+    )
+
+
+def _nothing_found(w: Mapping[str, str]) -> Rationale:
+    return Rationale(
+        texture=f"No focal change of texture; {w['image_noise']} noise.",
+        boundary="No lesion margin to be seen.",
+        context=_background(w),
+        summary=f"No focal lesion stands out{w['finding']}.",
+    )
+
+
+def _background(w: Mapping[str, str]) -> str:
+    return (
+        f"Body {w['image_extent']}, {w['image_elongation']} and {w['image_asymmetry']}; tissue {w['image_level']} and "
+        f"{w['image_detail']}, {w['image_dark_spaces']} fluid- or air-like spaces, {w['image_bright_structures']} rim."
+    )
+
+
+def _is_dense(view: Scene, report: str | None, modality: str | None) -> bool:
+    stated = " ".join(filter(None, (modality, report)))
+    if re.search(r"\b(?:mri?|t1|t2|flair)\b", stated, re.IGNORECASE):
+        return False
+    return bool(_DENSE.search(stated)) or airy_spaces(view) is not None
+
+
+def _finding(report: str | None) -> str:
+    """Finding, number and size in the report's own words, without the words that state a position."""
+    words = dict.fromkeys(re.findall(r"[a-z0-9][a-z0-9-]*", (report or "").lower()))
+    kept = [word for word in words if word not in _UNSAID]
+    return f", reported as {' '.join(kept[:12])}" if kept else ""
+
+
+def _reported_area(report: str | None) -> float:
+    """The share of the body to look for, by the report's word for size."""
+    words = re.findall(r"[a-z-]+", (report or "").lower())
+    return next((_SIZES[word] for word in words if word in _SIZES), 0.025)
