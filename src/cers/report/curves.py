@@ -30,7 +30,7 @@ class Line:
 class Chart:
     """A line chart of WIDTH x HEIGHT. Ticks are (position, label); `stages` are (x, name) of where each starts.
 
-    `best` is the x and the step of the kept check point, None where there is none.
+    `best` is the x and the step of the kept checkpoint, None where there is none.
     """
 
     title: str
@@ -41,13 +41,22 @@ class Chart:
     best: tuple[float, int] | None = None
 
 
+@dataclass(frozen=True)
+class _Course:
+    """The steps of the whole run, which every chart shares, and where its stages start if it has several."""
+
+    first: int
+    last: int
+    stages: Mapping[str, int]
+
+
 def validation_chart(log: Sequence[Row]) -> Chart | None:
-    """Validation Dice of every branch with the kept check point marked, or None without any validation."""
+    """Validation Dice of every branch with the kept checkpoint marked, or None without any validation."""
     rows = [row for row in log if row.get("kind") == "validation" and isinstance(row.get("dice"), Mapping)]
     names = dict.fromkeys(name for row in rows for name in row["dice"])
     series = {name: _points((row.get("step"), row["dice"].get(name)) for row in rows) for name in names}
     best = next((row["step"] for row in reversed(rows) if row.get("best") and "step" in row), None)
-    return _draw("Validation Dice", series, _stages(log), best)
+    return _draw("Validation Dice", series, _course(log), best)
 
 
 def training_charts(log: Sequence[Row]) -> list[Chart]:
@@ -55,9 +64,9 @@ def training_charts(log: Sequence[Row]) -> list[Chart]:
     rows = [row for row in log if row.get("kind") == "step"]
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in NOT_CURVES]
     names.sort(key=lambda name: name != "loss")
-    stages, titles = _stages(log), {"loss": "Training loss", "lr": "Learning rate"}
+    course, titles = _course(log), {"loss": "Training loss", "lr": "Learning rate"}
     points = {name: _binned(_points((row.get("step"), row.get(name)) for row in rows)) for name in names}
-    charts = (_draw(titles.get(name, name), {name: points[name]}, stages) for name in names)
+    charts = (_draw(titles.get(name, name), {name: points[name]}, course) for name in names)
     return [chart for chart in charts if chart is not None]
 
 
@@ -81,43 +90,44 @@ def _binned(points: Points) -> Points:
     return {int(s.mean()): float(v.mean()) for s, v in zip(steps, values, strict=True)}
 
 
-def _stages(log: Sequence[Row]) -> dict[str, int]:
-    """The first step of every stage; empty where the run has only one."""
-    starts: dict[str, int] = {}
-    for row in log:
-        if isinstance(row.get("step"), int) and isinstance(row.get("stage"), str):
-            starts[row["stage"]] = min(row["step"], starts.get(row["stage"], row["step"]))
-    return starts if len(starts) > 1 else {}
+def _course(log: Sequence[Row]) -> _Course:
+    rows = [row for row in log if isinstance(row.get("step"), int)]
+    stages: dict[str, int] = {}
+    for row in rows:
+        name = str(row.get("stage", ""))
+        stages[name] = min(row["step"], stages.get(name, row["step"]))
+    steps = [row["step"] for row in rows] or [0]
+    return _Course(min(steps), max(*steps, min(steps) + 1), stages if len(stages) > 1 else {})
 
 
-def _draw(title: str, series: Mapping[str, Points], stages: Mapping[str, int], best: int | None = None) -> Chart | None:
+def _draw(title: str, series: Mapping[str, Points], course: _Course, best: int | None = None) -> Chart | None:
     series = {name: points for name, points in series.items() if points}
-    steps = [step for points in series.values() for step in points]
     values = [value for points in series.values() for value in points.values()]
     if not values:
         return None
-    x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
     y_ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(min(values), max(values))
     y_low, y_high = float(y_ticks[0]), float(y_ticks[-1])
 
     def place(step: float, value: float) -> tuple[float, float]:
-        x = LEFT + (step - x_low) / (x_high - x_low) * (RIGHT - LEFT)
+        x = LEFT + (step - course.first) / (course.last - course.first) * (RIGHT - LEFT)
         return round(x, 1), round(BOTTOM - (value - y_low) / (y_high - y_low) * (BOTTOM - TOP), 1)
 
     def line(name: str, points: Points) -> Line:
         placed = (place(step, value) for step, value in points.items())
         return Line(name, " ".join(f"{x},{y}" for x, y in placed), _short(list(points.values())[-1]))
 
-    x_ticks = [tick for tick in MaxNLocator(4, integer=True).tick_values(x_low, x_high) if x_low <= tick <= x_high]
+    x_ticks = MaxNLocator(4, integer=True).tick_values(course.first, course.last)
     return Chart(
         title,
         [line(name, points) for name, points in series.items()],
-        x_ticks=[(place(tick, y_low)[0], f"{tick:,.0f}") for tick in x_ticks],
-        y_ticks=[(place(x_low, tick)[1], _short(tick)) for tick in y_ticks],
-        stages=[(place(max(start, x_low), y_low)[0], name) for name, start in stages.items()],
+        x_ticks=[(place(tick, y_low)[0], f"{tick:,.0f}") for tick in x_ticks if course.first <= tick <= course.last],
+        y_ticks=[(place(course.first, tick)[1], _short(tick)) for tick in y_ticks],
+        stages=[(place(start, y_low)[0], name) for name, start in course.stages.items()],
         best=None if best is None else (place(best, y_low)[0], best),
     )
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.0e}".replace("e-0", "e-")
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cers.evaluate.metrics import overlap
 from cers.report.content import ShownCase, ShownReference
-from cers.report.figures import contour, difference, picture
+from cers.report.figures import contour, difference, picture, window
 
 ASPECTS = ("Texture", "Boundary", "Context", "Summary")
 _HEADING = re.compile(rf"(?:^|(?<=[.;]))[\s*_#-]*({'|'.join(ASPECTS)})[*_]*\s*:[*_]*", re.IGNORECASE | re.MULTILINE)
@@ -70,9 +70,7 @@ def panels(case: ShownCase) -> list[Panel]:
         if name != declared:
             shown.append(_comparison(f"Branches: {declared} and {name}", case, declared, branch, name))
     if case.without_evidence is not None:
-        shown.append(
-            _comparison("Evidence on and off", case, "with evidence", case.without_evidence, "without evidence")
-        )
+        shown.append(_comparison("Evidence on and off", case, "evidence on", case.without_evidence, "evidence off"))
     return shown
 
 
@@ -120,14 +118,16 @@ def _prediction(case: ShownCase) -> Panel:
 
 
 def _comparison(title: str, case: ShownCase, name: str, other: Map, other_name: str) -> Panel:
-    outlines = [
-        Outline(contour(case.probability), "prediction", name),
-        Outline(contour(other), "other", other_name),
-    ]
-    changed = int(((case.probability >= 0.5) != (other >= 0.5)).sum())
-    largest = float(np.abs(case.probability - other).max())
-    note = f"{changed:,} pixels decided differently; probabilities differ by up to {largest:.2f}"
-    return _panel(title, difference(case.image, case.probability, other), outlines, (other_name, name), note)
+    """Enlarged to where the two maps, or their outlines, show anything."""
+    ours = case.probability
+    rows, columns = window((ours >= 0.5) | (other >= 0.5) | (np.abs(ours - other) > 0.1))
+    image, shown, against = case.image[rows, columns], ours[rows, columns], other[rows, columns]
+    outlines = [Outline(contour(shown), "prediction", name), Outline(contour(against), "other", other_name)]
+    changed = int(((ours >= 0.5) != (other >= 0.5)).sum())
+    note = f"{changed:,} pixels decided differently; probabilities differ by up to {np.abs(ours - other).max():.2f}"
+    if image.shape != case.image.shape:
+        note = f"enlarged; {note}"
+    return _panel(title, difference(image, shown, against), outlines, (other_name, name), note)
 
 
 def _panel(

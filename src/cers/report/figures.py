@@ -50,3 +50,25 @@ def difference(
     opacity = np.clip(np.abs(signed), 0, 1) * 0.9
     blended = ground * (1 - opacity) + np.where(signed > 0, HIGHER, LOWER) * opacity
     return np.rint(blended).astype(np.uint8)
+
+
+def window(where: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns around the true pixels of `where` (H,W), in its proportions and at least a third of its sides.
+
+    Everything, where nothing is true.
+    """
+    if not where.any():
+        return slice(None), slice(None)
+    height, width = where.shape
+    found = [np.flatnonzero(where.any(axis=axis)) for axis in (1, 0)]
+    spans = [(int(f[0]), int(f[-1]) + 1) for f in found]
+    share = max(1.5 * max((b - a) / side for (a, b), side in zip(spans, where.shape, strict=True)), 1 / 3)
+    if share >= 1:
+        return slice(None), slice(None)
+    return _around(spans[0], height, share), _around(spans[1], width, share)
+
+
+def _around(span: tuple[int, int], side: int, share: float) -> slice:
+    length = max(1, round(side * share))
+    start = min(max((span[0] + span[1] - length) // 2, 0), side - length)
+    return slice(start, start + length)

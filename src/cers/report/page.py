@@ -58,29 +58,26 @@ def render_report(data: ReportData) -> str:
     )
 
 
-def _tables(branches: Mapping[str, Any], declared: Mapping[str, Any]) -> list[tuple[str, list[SummaryRow]]]:
+def _tables(branches: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, list[SummaryRow]]:
     """The results by branch, class and lesion size; a single class or size would only repeat the overall row."""
     parts = {
         "Branch": {name: branch["all"] for name, branch in branches.items()},
         "Class": declared.get("by_class", {}),
         "Lesion size": declared.get("by_size", {}),
     }
-    return [
-        (title, [_row(name, part) for name, part in rows.items()])
-        for title, rows in parts.items()
-        if len(rows) > 1 or (rows and title == "Branch")
-    ]
+    shown = {title: rows for title, rows in parts.items() if len(rows) > 1 or title == "Branch"}
+    return {title: [_row(name, part) for name, part in rows.items()] for title, rows in shown.items()}
 
 
 def _row(name: str, part: Mapping[str, Any]) -> SummaryRow:
-    cells = {TITLES.get(metric, metric): _cell(values) for metric, values in part["metrics"].items()}
-    return SummaryRow(name, part["n"], cells, part["missed"], part["false_positives"])
+    cells = {m.title: _cell(part["metrics"][m.name], 1 if m.worst is None else 3) for m in METRICS}
+    return SummaryRow(name.replace("_", " "), part["n"], cells, part["missed"], part["false_positives"])
 
 
-def _cell(values: Mapping[str, float | None]) -> Cell:
+def _cell(values: Mapping[str, float | None], digits: int) -> Cell:
     low, high = values.get("low"), values.get("high")
     known = low is not None and high is not None
-    return Cell(number(values.get("mean")), f"{number(low)} to {number(high)}" if known else "")
+    return Cell(number(values.get("mean"), digits), f"{number(low, digits)} to {number(high, digits)}" if known else "")
 
 
 def number(value: Any, digits: int | None = None) -> str:
