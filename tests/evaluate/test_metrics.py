@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 from cers.errors import CersError
 from cers.evaluate.metrics import METRICS, Metrics, diagonal, score
 
+law = settings(max_examples=50, deadline=None)
 shapes = st.tuples(st.integers(1, 14), st.integers(1, 14))
 pairs = shapes.flatmap(lambda s: st.tuples(arrays(np.bool_, s), arrays(np.bool_, s)))
 masks = shapes.flatmap(lambda s: arrays(np.bool_, s))
@@ -91,6 +92,7 @@ def test_probability_counts_from_the_threshold_on():
     assert score(probability, mask, threshold=0.2).predicted_area == 3
 
 
+@law
 @given(pairs)
 def test_every_score_lies_between_best_and_worst(pair):
     found = asdict(compare(*pair))
@@ -100,6 +102,7 @@ def test_every_score_lies_between_best_and_worst(pair):
         assert metric.higher_is_better == (metric.best > worst)
 
 
+@law
 @given(pairs)
 def test_swapping_the_masks_changes_nothing(pair):
     there, back = asdict(compare(*pair)), asdict(compare(*reversed(pair)))
@@ -107,18 +110,21 @@ def test_swapping_the_masks_changes_nothing(pair):
         assert there[metric.name] == pytest.approx(back[metric.name])
 
 
+@law
 @given(pairs)
 def test_dice_follows_from_iou(pair):
     found = compare(*pair)
     assert found.dice == pytest.approx(2 * found.iou / (1 + found.iou))
 
 
+@law
 @given(masks)
 def test_the_mask_itself_is_the_best_prediction(mask):
     found = asdict(compare(mask, mask))
     assert all(found[metric.name] == metric.best for metric in METRICS)
 
 
+@law
 @given(pairs, st.integers(1, 5), st.integers(1, 5))
 def test_moving_both_masks_changes_nothing(pair, down, right):
     def padded(mask, top, left):
@@ -129,6 +135,7 @@ def test_moving_both_masks_changes_nothing(pair, down, right):
     assert asdict(before) == pytest.approx(asdict(after))
 
 
+@law
 @given(pairs, st.floats(0.1, 10))
 def test_isotropic_spacing_scales_distances_only(pair, factor):
     one = asdict(compare(*pair, tolerance=1.5))

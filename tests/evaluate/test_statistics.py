@@ -2,16 +2,18 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from cers.evaluate.statistics import bootstrap_interval, combine_seeds, holm, paired_permutation
 
+law = settings(max_examples=50, deadline=None)
 numbers = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 pvalue_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 
 
+@law
 @given(numbers)
 def test_interval_holds_within_the_data(values):
     found = bootstrap_interval(values, n=200)
@@ -106,6 +108,7 @@ def test_p_is_smallest_for_a_plain_difference_and_one_for_none():
     assert paired_permutation(a, a, n=999) == 1.0
 
 
+@law
 @given(numbers)
 def test_p_does_not_depend_on_the_order_of_the_two(values):
     other = np.roll(values, 1)
@@ -125,6 +128,7 @@ def test_holm_by_hand():
     assert holm([]) == []
 
 
+@law
 @given(pvalue_lists)
 def test_holm_only_raises_keeps_the_order_and_never_beats_bonferroni(raw):
     found = holm(raw)

@@ -1,0 +1,75 @@
+"""`cers compare`: methods side by side on the same cases."""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cers.errors import CersError
+
+
+class Format(StrEnum):
+    """How the table is written."""
+
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    CSV = "csv"
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="run folders, or name=folder; folders of one name are its seeds")],
+    reference: Annotated[str | None, typer.Option(help="method to compare with; the first one if not given")] = None,
+    form: Annotated[Format, typer.Option("--format", help="how the table is written")] = Format.TABLE,
+) -> None:
+    """Compare evaluated runs: mean over seeds, interval, and paired permutation test against a reference."""
+    from cers.evaluate.compare import compare as compare_runs
+
+    methods = group_runs(runs)
+    table = compare_runs(methods, reference or next(iter(methods)))
+    if form is Format.TABLE:
+        _show(table.to_rows())
+    else:
+        typer.echo(table.to_csv() if form is Format.CSV else table.to_markdown(), nl=False)
+
+
+def group_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
+    """Run folders by method, from `name=folder` or a bare folder, which goes by the method of its `config.yaml`.
+
+    Raises:
+        CersError: two bare folders of one method differ in more than their seed, or a folder is not there.
+    """
+    runs: dict[str, list[Path]] = {}
+    for argument in arguments:
+        name, _, rest = argument.partition("=")
+        bare = Path(argument).is_dir()
+        folder = Path(argument if bare or not rest else rest)
+        if not folder.is_dir():
+            raise CersError(f"no run folder '{folder}'; give folders that 'cers train' made, or name=folder")
+        runs.setdefault(_method_name(folder, runs) if bare else name, []).append(folder)
+    return runs
+
+
+def _method_name(folder: Path, runs: Mapping[str, Sequence[Path]]) -> str:
+    from cers.config import load_config
+
+    if not (folder / "config.yaml").is_file():
+        return folder.name
+    mine = load_config(folder / "config.yaml")
+    for other in runs.get(mine.method.name, ()):
+        theirs = other / "config.yaml"
+        if theirs.is_file() and load_config(theirs).model_copy(update={"seed": mine.seed}) != mine:
+            raise CersError(f"{folder} and {other} differ in more than their seed; name them, e.g. first={folder}")
+    return mine.method.name
+
+
+def _show(rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*map(escape, row))
+    Console().print(table)
