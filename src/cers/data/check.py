@@ -9,15 +9,13 @@ from typing import Literal
 
 from cers.config import MaskReading
 from cers.data.case import Case
-from cers.data.duplicates import clusters, same_value
+from cers.data.duplicates import GIANT, clusters, same_value
 from cers.data.layouts import Scan, scan
 from cers.data.pixels import MaskKind, Pixels, read_pixels
 from cers.data.problems import Problem, some
 from cers.data.splits import Split, overlaps, read_split, straddling, unfit, unplaced
 from cers.errors import CersError
 
-# A near-duplicate cluster beyond this share of the images is not one patient's slices: the images all look alike.
-_GIANT = 0.25
 Level = Literal["error", "warning", "note"]
 _LEVELS = ("error", "warning", "note")
 
@@ -140,14 +138,14 @@ def _check_duplicates(
             "every patient is known; split with --strategy grouped, which keeps clusters on one side"
         )
         yield Problem("warning", "near-duplicates", "images", message)
-    if unknown and largest > max(2, _GIANT * len(cases)):
+    if unknown and largest > max(2, GIANT * len(cases)):
         message = f"one cluster holds {largest} of {len(cases)} images, too many to split by; give --group-pattern"
         yield Problem("warning", "giant-cluster", "images", message)
     mixed = [c for c in near if len({by_id[i].group for i in c} - {None}) > 1]
     if mixed:
         example = some(sorted({by_id[i].group or "" for i in mixed[0]}))
         message = f"{len(mixed)} clusters of near-duplicates join several patients, e.g. {example}; are they different?"
-        yield Problem("note", "patients-alike", "images", message)
+        yield Problem("warning", "patients-alike", "images", message)
 
 
 def _check_texts(cases: Sequence[Case]) -> Iterable[Problem]:

@@ -27,6 +27,8 @@ THRESHOLD = 0.82
 SIDE = 32
 BLUR = 2.0
 BLOCK = 1024
+# A cluster beyond this share of the images is hardly one patient's slices: all images of the set look alike.
+GIANT = 0.25
 
 
 def file_hash(path: Path) -> str:

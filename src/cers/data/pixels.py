@@ -89,7 +89,7 @@ def _read_mask(case: Case, path: Path, reading: MaskReading, found: Pixels) -> N
         return
     found.kinds.setdefault(name, MaskKind(name, _meaning(values, reading))).masks.append(case.id)
     found.lesion_pixels[case.id] = int(lesion.sum())
-    found.lesions[case.id] = hashlib.sha256(np.packbits(lesion)).hexdigest()
+    found.lesions[case.id] = hashlib.sha256(np.packbits(lesion).tobytes()).hexdigest()
     size = found.sizes.get(case.id, lesion.shape)
     if size != lesion.shape:
         message = f"the mask is {_size(lesion.shape)}, its image {_size(size)}; save both at one size"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cers.data.case import Case
-from cers.data.duplicates import byte_identical, near_duplicates
+from cers.data.duplicates import GIANT, near_duplicates
 from cers.data.partition import by_group, by_image, by_official, group_names, stratified_order
 from cers.errors import CersError, nearest
 from cers.files import write_atomic
@@ -79,7 +79,7 @@ def make_split(
 ) -> Split:
     """Deal `cases` out to training, validation and test; a pure function of its arguments.
 
-    `grouped` keeps a patient, or a cluster of near-duplicate images, on one side; `paper` cuts 8:1:1 by image as the
+    `grouped` keeps a patient, and a cluster of near-duplicate images, on one side; `paper` cuts 8:1:1 by image as the
     CERS paper does; `official` takes the dataset's own parts, and groups only to carve out what is missing. `clusters`
     of images that belong together default to `default_clusters(cases)`, which reads the images; `paper` uses none.
     `labelled` is a share, a count, or the very ids whose masks are used. Cases nobody annotated are never validated
@@ -110,14 +110,17 @@ def make_split(
 
 
 def default_clusters(cases: Sequence[Case], progress: Callable[[int, int], None] | None = None) -> list[list[str]]:
-    """Near-duplicates where a patient is unknown; where all are known, only images identical byte for byte.
+    """Near-duplicate images, which `grouped` keeps together along with what shares `Case.group`.
+
+    Known patients are compared as well: published names have given one patient's neighbouring slices two identities.
+    Only a giant cluster of images whose patients are all known is not believed.
 
     Raises:
         CersError: an image cannot be read.
     """
-    if any(case.group is None for case in cases):
-        return near_duplicates(cases, progress=progress)
-    return byte_identical(cases)
+    known = {case.id for case in cases if case.group is not None}
+    found = near_duplicates(cases, progress=progress)
+    return [ids for ids in found if len(ids) <= GIANT * len(cases) or not known.issuperset(ids)]
 
 
 def labelled_count(share: float | int, total: int) -> int:
