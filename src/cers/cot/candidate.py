@@ -48,7 +48,7 @@ def most_conspicuous(scene: Scene, typical_area: float = 0.025) -> Mask | None:
     (y, x), (height, width) = best.corner, best.part.shape
     small[y : y + height, x : x + width] = best.part
     size = (scene.grey.shape[1], scene.grey.shape[0])
-    return cv2.resize(small, size, interpolation=cv2.INTER_NEAREST).astype(bool)
+    return np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_NEAREST), bool)
 
 
 def conspicuity(blob: Blob, typical_area: float) -> float:
@@ -125,7 +125,7 @@ def airy_spaces(scene: Scene) -> Mask | None:
         return None
     reach = int(0.06 * max(grey.shape)) | 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
-    return cv2.morphologyEx(air, cv2.MORPH_CLOSE, kernel).astype(bool)
+    return np.asarray(cv2.morphologyEx(air, cv2.MORPH_CLOSE, kernel), bool)
 
 
 def _dense_in(scene: Scene, spaces: Mask) -> Mask | None:
@@ -133,4 +133,4 @@ def _dense_in(scene: Scene, spaces: Mask) -> Mask | None:
     grey = cv2.GaussianBlur(scene.grey, (0, 0), 2.0)
     dense = ((grey > threshold_otsu(grey[spaces])) & spaces).astype(np.uint8)
     dense = cv2.morphologyEx(dense, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
-    return dense.astype(bool) if dense.any() else None
+    return dense > 0 if dense.any() else None

@@ -97,9 +97,9 @@ _IMAGE: Mapping[str, _Scale] = {
 }
 _SIZES = {"tiny": 0.006, "small": 0.012, "medium": 0.025, "medium-sized": 0.025, "large": 0.05, "extensive": 0.08}
 _DENSE = re.compile(r"\b(?:ct|tomograph\w*|x-?rays?|radiograph\w*|chest|lungs?|pulmonary|cr|dx)\b", re.IGNORECASE)
-_UNSAID = frozenset(
-    "a an the with of in on at and or is are there this that shows showing show scan image images slice view left "
-    "right upper lower middle all superior inferior anterior posterior quadrant side sided".split()
+_UNSAID = re.compile(
+    r"\b(?:an?|the|with|of|in|on|at|and|or|is|are|there|this|that|show(?:s|ing)?|scan|images?|slice|view|left|right"
+    r"|upper|lower|middle|all|superior|inferior|anterior|posterior|quadrant|sided?)\b"
 )
 
 
@@ -178,9 +178,9 @@ def _is_dense(view: Scene, report: str | None, modality: str | None) -> bool:
 
 def _finding(report: str | None) -> str:
     """Finding, number and size in the report's own words, without the words that state a position."""
-    words = dict.fromkeys(re.findall(r"[a-z0-9][a-z0-9-]*", (report or "").lower()))
-    kept = [word for word in words if word not in _UNSAID]
-    return f", reported as {' '.join(kept[:12])}" if kept else ""
+    said = _UNSAID.sub(" ", (report or "").lower())
+    words = list(dict.fromkeys(re.findall(r"[a-z0-9][a-z0-9-]*", said)))
+    return f", reported as {' '.join(words[:12])}" if words else ""
 
 
 def _reported_area(report: str | None) -> float:

@@ -59,7 +59,7 @@ def _body(smooth: Grey) -> Mask:
         cv2.drawContours(body, [max(outlines, key=cv2.contourArea)], -1, 1, cv2.FILLED)
     if body.mean() < 0.05:
         return np.ones(smooth.shape, bool)
-    return body.astype(bool)
+    return np.asarray(body, bool)
 
 
 def _noise(raw: Grey, body: Mask) -> float:

@@ -1,0 +1,76 @@
+"""`cers annotate`: have rationales written, and look for flaws in written ones."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Have rationales written for a dataset, and audit them.")
+
+_SHOWN = 20
+
+
+@app.command()
+def offline(
+    path: Annotated[Path, typer.Argument(help="Folder or manifest of the dataset.")],
+    split: Annotated[Path, typer.Option(help="Split file; only masks of its labelled cases are opened.")],
+    out: Annotated[Path, typer.Option(help="CSV to write, or to complete.")] = Path("rationales.csv"),
+    layout: Annotated[str, typer.Option(help="Layout of the dataset.")] = "auto",
+    negatives: Annotated[bool, typer.Option("--negatives", help="Add the dataset's lesion-free images.")] = False,
+    modality: Annotated[str | None, typer.Option(help="For example MR, CT or X-ray; else the report decides.")] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Do not use the words of the reports.")] = False,
+    mask_threshold: Annotated[int | None, typer.Option(help="Grey value from which on a pixel is lesion.")] = None,
+) -> None:
+    """Write rationales from measurements: no network, no key. Train on them with data.rationales=FILE."""
+    from cers.cli.console import progress, say, say_table
+    from cers.config import MaskReading
+    from cers.cot.annotate import annotate_offline
+    from cers.data.layouts import load_cases
+    from cers.data.splits import load_split
+
+    labelled = set(load_split(split).labelled)
+    cases = load_cases(path, layout, negatives=negatives)
+    with progress("rationales", len(cases) + len(labelled)) as advance:
+        summary = annotate_offline(
+            cases,
+            labelled,
+            out,
+            mask_reading=MaskReading(threshold=mask_threshold),
+            use_report=not no_report,
+            modality=modality,
+            progress=lambda _done, _total: advance(),
+        )
+    rows = [("cases", len(cases)), ("of them labelled", len(labelled))]
+    rows += [("rationales written", summary.written), ("kept from before", summary.kept)]
+    say_table(("", "count"), [*rows, ("problems", len(summary.problems))], title=str(out))
+    _list(summary.problems)
+    say(f"train on them with data.rationales={out}")
+
+
+@app.command()
+def audit(path: Annotated[Path, typer.Argument(help="CSV with the columns image,cot and perhaps role.")]) -> None:
+    """List malformed and flawed rationales. Exit status 1 where some are malformed."""
+    from cers.cli.console import say, say_table
+    from cers.cot.annotate import audit_csv
+
+    flaws = audit_csv(path)
+    kinds = Counter(flaw.split(":")[0] for _, _, flaw in flaws)
+    if not flaws:
+        say(f"{path}: no flaw found")
+        return
+    say_table(("flaw", "rationales"), sorted(kinds.items()), title=str(path))
+    flaws.sort(key=lambda item: not item[2].startswith("malformed"))
+    _list([" ".join(filter(None, (image, role, flaw))) for image, role, flaw in flaws], all_of=kinds["malformed"])
+    raise typer.Exit(1 if kinds["malformed"] else 0)
+
+
+def _list(lines: list[str], all_of: int = 0) -> None:
+    """Print the first of `lines`, and at least `all_of` of them."""
+    from cers.cli.console import say
+
+    shown = max(_SHOWN, all_of)
+    for line in lines[:shown]:
+        say(line)
+    if len(lines) > shown:
+        say(f"… and {len(lines) - shown} more")
