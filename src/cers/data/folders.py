@@ -7,11 +7,16 @@ from pathlib import Path
 
 from cers.data.case import Case
 from cers.data.names import IMAGE_SUFFIXES, aliases, key
-from cers.data.problems import Problem, some
-from cers.errors import nearest
+from cers.data.problems import LISTED, Problem, some
+from cers.errors import CersError, nearest
 
-# Beyond this many findings of one kind a single line gives the rest: a wrong folder is not 4,000 problems.
-_LISTED = 20
+_ALONE = {
+    "missing-mask": (
+        "no mask of this name",
+        "; an image nobody annotated belongs in unlabeled/, one without lesion needs an all-zero mask",
+    ),
+    "mask-without-image": ("no image of this name", "; rename or remove the mask"),
+}
 
 
 def child(root: Path, *names: str) -> Path | None:
@@ -32,17 +37,24 @@ def child(root: Path, *names: str) -> Path | None:
 
 def subfolders(root: Path) -> list[Path]:
     """The visible folders in `root`, sorted by name."""
-    with os.scandir(root) as entries:
-        return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
+    return [Path(e.path) for e in _entries(root) if e.is_dir() and not e.name.startswith("__")]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError as error:
+        raise CersError(f"{folder} cannot be listed: {error.strerror}; mend its permissions") from None
 
 
 def list_images(folder: Path, problems: list[Problem]) -> dict[str, Path]:
     """The images in `folder` by key, sorted. Hidden files are passed over; what else is left out becomes a problem."""
-    with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if not e.name.startswith((".", "Thumbs.db"))), key=lambda e: e.name)
     images: dict[str, Path] = {}
     ignored: Counter[str] = Counter()
-    for entry in visible:
+    for entry in _entries(folder):
+        if entry.name == "Thumbs.db":
+            continue
         if entry.is_dir():
             ignored["subfolder"] += 1
         elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
@@ -79,23 +91,17 @@ def pair(
             message = f"{len(paths)} masks for '{stem}': {some([p.name for p in paths])}; merge them into one"
             problems.append(Problem("error", "several-masks", str(paths[0]), message))
     bare = {stem: path for stem, path in images.items() if stem not in found}
-    _report_alone("missing-mask", bare, list(alone), "no mask", problems)
-    _report_alone("mask-without-image", alone, list(bare), "no image for this mask", problems)
+    _report_alone("missing-mask", bare, list(alone), problems)
+    _report_alone("mask-without-image", alone, list(bare), problems)
     return [Case(id=stem, image=path, mask=found.get(stem, [None])[0], part=part) for stem, path in images.items()]
 
 
-def _report_alone(
-    kind: str, alone: Mapping[str, Path], others: Sequence[str], lack: str, problems: list[Problem]
-) -> None:
-    remedy = "an image nobody annotated belongs in unlabeled/, one without lesion needs an all-zero mask"
-    advice = f"; {remedy}" if kind == "missing-mask" else ""
-    for stem, path in list(alone.items())[:_LISTED]:
+def _report_alone(kind: str, alone: Mapping[str, Path], others: Sequence[str], problems: list[Problem]) -> None:
+    lack, remedy = _ALONE[kind]
+    for count, (stem, path) in enumerate(alone.items()):
         # Comparing names is slow: worth it for a typing error, not when two whole folders do not fit.
-        hint = f"{nearest(stem, others)}" if 0 < len(others) <= 10 * _LISTED else ""
-        problems.append(Problem("error", kind, str(path), "; ".join(x for x in (lack, hint) if x) + advice))
-    if len(alone) > _LISTED:
-        folder = next(iter(alone.values())).parent
-        problems.append(Problem("error", kind, str(folder), f"{lack}, {len(alone) - _LISTED} more times{advice}"))
+        hint = f"; {nearest(stem, others)}" if count < LISTED and 0 < len(others) <= 10 * LISTED else ""
+        problems.append(Problem("error", kind, str(path), lack + hint + remedy))
 
 
 def without_repeats(cases: Sequence[Case], problems: list[Problem]) -> list[Case]:

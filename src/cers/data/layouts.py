@@ -6,7 +6,7 @@ from pathlib import Path
 from cers.data.case import Case
 from cers.data.folders import child, subfolders, without_repeats
 from cers.data.names import group_rule, known_group, known_label
-from cers.data.problems import Problem, some
+from cers.data.problems import Problem, shortened, some
 from cers.data.readers import LAYOUTS, LVIT_FOLDERS, negative_cases
 from cers.data.tables import Texts, add_text_files, collect_rationales, collect_texts, find_tables
 from cers.errors import CersError, nearest
@@ -47,7 +47,8 @@ def scan(
     Raises:
         CersError: no such path, unknown layout, nothing found, bad `group_pattern` or unreadable `rationales`.
     """
-    name, root = _locate(Path(path), layout)
+    path = Path(path).expanduser()
+    name, root = _locate(path, layout)
     problems: list[Problem] = []
     cases = LAYOUTS[name].read(root, problems)
     if negatives:
@@ -63,7 +64,7 @@ def scan(
         cases = [replace(case, rationale=None, mask_rationale=None) for case in cases]
         new = collect_rationales(Path(rationales), ids, problems)
         own = replace(own, rationales=new.rationales, mask_rationales=new.mask_rationales)
-    return _assemble(name, cases, own, problems)
+    return _assemble(name, cases, own, problems, str(root))
 
 
 def load_cases(
@@ -80,10 +81,8 @@ def load_cases(
         CersError: as `scan`, and at the first problem of level `error`.
     """
     found = scan(path, layout, negatives=negatives, group_pattern=group_pattern, rationales=rationales)
-    errors = [p for p in found.problems if p.level == "error"]
-    if errors:
-        more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-        raise CersError(f"{errors[0].where}: {errors[0].message}{more}; run `cers data check {path}`")
+    if error := next((p for p in found.problems if p.level == "error"), None):
+        raise CersError(f"{error.where}: {error.message}; run `cers data check {path}` for all problems")
     return found.cases
 
 
@@ -93,7 +92,7 @@ def detect_layout(path: Path) -> str:
     Raises:
         CersError: no such path, or no layout fits.
     """
-    return _locate(Path(path), "auto")[0]
+    return _locate(Path(path).expanduser(), "auto")[0]
 
 
 def _locate(path: Path, layout: str) -> tuple[str, Path]:
@@ -149,7 +148,7 @@ def _texts(root: Path, ids: set[str], problems: list[Problem]) -> Texts:
     return texts
 
 
-def _assemble(name: str, cases: list[Case], texts: Texts, problems: list[Problem]) -> Scan:
+def _assemble(name: str, cases: list[Case], texts: Texts, problems: list[Problem], where: str) -> Scan:
     cases = [
         replace(
             case,
@@ -172,7 +171,7 @@ def _assemble(name: str, cases: list[Case], texts: Texts, problems: list[Problem
     return Scan(
         layout=name,
         cases=cases,
-        problems=problems,
+        problems=shortened(problems, where),
         reports_matched=sum(case.report is not None for case in cases),
         reports_unmatched=alone[0],
         rationales_matched=sum(case.rationale is not None for case in cases),

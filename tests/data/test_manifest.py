@@ -1,0 +1,52 @@
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from layout_files import kinds, table
+
+from cers.data.case import Case
+from cers.data.layouts import load_cases, scan
+from cers.errors import CersError
+
+
+def test_a_manifest_gives_every_field(plain: Path) -> None:
+    columns = ("image", "mask", "report", "cot", "mask_cot", "group", "label", "part")
+    full = ("images/a.jpg", "masks/a.png", "r", "c", "m", "p1", "x", "train")
+    path = table(plain / "data.csv", columns, full, ("unlabeled/c.jpg", *[""] * 7), bom=True)
+    a, c = load_cases(path)
+    assert (a.image, a.mask) == (plain / "images/a.jpg", plain / "masks/a.png")
+    assert (a.id, a.report, a.rationale, a.mask_rationale, a.group, a.label, a.part) == ("a", *full[2:])
+    assert c == Case(id="c", image=plain / "unlabeled/c.jpg")
+
+
+def test_a_parquet_manifest_reads_the_same(plain: Path) -> None:
+    frame = pd.DataFrame(
+        {"image": ["images/a.jpg", "images/b.jpg"], "mask": ["masks/a.png", None], "group": [1.0, None]}
+    )
+    frame.to_parquet(plain / "data.parquet")
+    table(
+        plain / "data.csv", ("image", "mask", "group"), ("images/a.jpg", "masks/a.png", "1"), ("images/b.jpg", "", "")
+    )
+    assert load_cases(plain / "data.parquet") == load_cases(plain / "data.csv")
+    (plain / "bad.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CersError, match="not a Parquet table"):
+        scan(plain / "bad.parquet")
+
+
+def test_flaws_of_manifests(plain: Path) -> None:
+    path = table(
+        plain / "data.csv",
+        ("image", "msak", "part", "mask"),
+        ("images/a.jpg", "", "training", ""),
+        ("images/z.jpg", "", "", ""),
+        ("images/b.jpg", "", "", "masks/z.png"),
+        ("", "", "val", ""),
+        ("images/a.jpg", "", "", ""),
+    )
+    found = scan(path)
+    assert Counter(kinds(found)) == {"unknown-part": 1, "missing-file": 3, "duplicate-id": 1}
+    assert "did you mean 'mask'" in next(p.message for p in found.problems if p.kind == "unknown-column")
+    assert {p.where for p in found.problems if p.kind == "missing-file"} == {f"{path}:{n}" for n in (3, 4, 5)}
+    with pytest.raises(CersError, match="no column 'image'"):
+        scan(table(plain / "none.csv", ("img",), ("a",)))
