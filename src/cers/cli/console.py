@@ -39,8 +39,7 @@ def say_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], title: str
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_shown(cell) for cell in row))
-    console = _console()
-    console.print(table, markup=False, highlight=False, width=None if console.is_terminal else PIPE_WIDTH)
+    _console().print(table, markup=False, highlight=False)
 
 
 class Advance(Protocol):
@@ -91,7 +90,10 @@ def _plain(console: Console, what: str, total: int) -> Advance:
 
 def _console(stderr: bool = False) -> Console:
     """A console on the stream as it is now, so that redirections hold."""
-    return Console(stderr=stderr)
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
 
 
 def _shown(cell: Cell) -> str:

