@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -88,7 +88,9 @@ class TrainConfig(Section):
     epochs: int | None = Field(None, ge=1)
     batch_labelled: int = Field(8, ge=1)
     batch_unlabelled: int = Field(8, ge=0)
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["auto", "no", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where the hardware computes in it, full precision elsewhere"
+    )
     validate_every: int = Field(200, ge=1, description="steps")
     checkpoint_every: int = Field(200, ge=1, description="steps")
     patience: int | None = Field(None, ge=1, description="validations without a better Dice before stopping")
@@ -107,6 +109,24 @@ class RunConfig(Section):
     method: MethodConfig = MethodConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+
+    def with_values(self, overrides: Sequence[str]) -> Self:
+        """The same configuration with `section.key=value` overrides.
+
+        Raises:
+            CersError: unknown key or a value of the wrong type.
+        """
+        values = self.model_dump(mode="json")
+        for override in overrides:
+            _apply(values, override)
+        return type(self).model_validate(parse_config(values, where="override").model_dump())
+
+    def resolved(self, precision: str, settings: Mapping[str, Any]) -> Self:
+        """With the actual precision and all of the method's settings written out."""
+        values = self.model_dump()
+        values["train"]["precision"] = precision
+        values["method"]["settings"] = dict(settings)
+        return type(self).model_validate(values)
 
 
 def preset_names() -> list[str]:

@@ -19,5 +19,5 @@ def learning_rate(
     if schedule == "cosine":
         return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * t)) / 2
     if schedule == "poly":
-        return min_lr + (lr - min_lr) * (1 - t) ** 0.9
+        return min_lr + (lr - min_lr) * math.pow(1 - t, 0.9)
     return lr

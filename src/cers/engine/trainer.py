@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import save
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from cers.engine.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from cers.engine.device import make_accelerator
 from cers.engine.interrupt import Interrupts
 from cers.engine.log import OnRow, RunLog
 from cers.engine.validation import validation_dice
@@ -89,7 +88,7 @@ class Trainer:
     ) -> None:
         self.config, self.folder, self.maker, self.streams, self.facts = config, folder, maker, streams, dict(facts)
         self.accelerator = make_accelerator(config.train.precision)
-        self.method = method.to(self.accelerator.device, memory_format=torch.channels_last)
+        self.method = method.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.optimizer = self.accelerator.prepare(_optimizer(config, self.method))
         self.average = WeightAverage(self.method, config.train.ema) if config.train.ema else None
         self.state = State()
@@ -272,12 +271,6 @@ class Trainer:
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()
-
-
-def make_accelerator(precision: str) -> Accelerator:
-    """Device and precision by `accelerate`; its process-wide state is renewed, since runs may differ in precision."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision)
 
 
 def total_steps(config: RunConfig, streams: Streams) -> int:

@@ -146,3 +146,12 @@ def _read(path: Path) -> State:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(encoder: PyramidEncoder) -> str:
+    """Name and a hash of the weights: features of two encoders may be compared only if these agree."""
+    sha = hashlib.sha256()
+    for key, tensor in sorted(encoder.state_dict().items()):
+        sha.update(key.encode("utf-8"))
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"{encoder.name}-{sha.hexdigest()[:16]}"

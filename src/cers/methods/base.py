@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cers.data.case import Batch, SemiBatch
 from cers.nets.encoder import PyramidEncoder
+from cers.retrieval.pool import KnowledgePool
 
 
 class Settings(BaseModel):
@@ -113,11 +114,14 @@ class Method(nn.Module, ABC):
     """
 
     Settings: ClassVar[type[Settings]]
+    encoder: PyramidEncoder
+    pool: KnowledgePool | None
     reads_text: bool = False
     strong_views: ClassVar[int] = 0
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__()
+        self.pool = None
 
     def stages(self) -> tuple[Stage, ...]:
         """The parts of the budget, in order; shares sum to 1."""
@@ -129,6 +133,10 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def steps(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:
         """Yield one result per optimiser step to take on `batch`."""
+
+    def compare_retrieval(self, batch: Batch) -> Mapping[str, Evidence]:
+        """What each retrieval strategy would find for `batch`; nothing for a method without retrieval."""
+        return {}
 
     def after_step(self) -> None:
         """Called after each optimiser step: teachers and pools follow here."""

@@ -7,8 +7,9 @@ pool after the encoder (Eq. 5).
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from pydantic import Field
@@ -56,13 +57,15 @@ class CERS(Method):
     """Shared encoder, base decoder, retrieval decoder, and the pool they look things up in."""
 
     Settings = CERSSettings
+    pool: KnowledgePool
 
     def __init__(self, setup: Setup, settings: CERSSettings) -> None:
         super().__init__(setup, settings)
         self.settings = settings
         self.encoder = setup.encoder()
         channels = self.encoder.channels
-        self.report_attention = ReportAttention(channels, setup.report_width) if self._reports(setup) else None
+        report_width = setup.report_width if settings.report else None
+        self.report_attention = ReportAttention(channels, report_width) if report_width else None
         self.base_decoder = ResidualUNetDecoder(channels)
         self.retrieval_decoder = make_retrieval_decoder(
             settings.decoder, channels, settings.coordinate_gate, settings.multi_scale
@@ -134,6 +137,17 @@ class CERS(Method):
             evidence = evidence.with_attention(attention)
         return Prediction(branches[self.settings.output], branches, evidence)
 
+    @torch.no_grad()
+    def compare_retrieval(self, batch: Batch) -> Mapping[str, Evidence]:
+        """What every strategy would find with this encoder and pool."""
+        pooled = self.encoder(batch.images)[-1].mean(dim=(2, 3))
+        cot = self._projected_cot(batch)
+        strategies = [name for name in get_args(Strategy) if name != "none"] if self.fusion is not None else []
+        return {
+            name: replace(self.retriever, strategy=name)(self.pool, batch, pooled, cot, fresh=False)
+            for name in strategies
+        }
+
     def _warm_up_step(self, labelled: Batch) -> StepResult:
         features = self.encoder(labelled.images)
         retrieval, base, _ = self._decode(labelled, features, None)
@@ -172,8 +186,12 @@ class CERS(Method):
     def _retrieve(self, batch: Batch, features: Tensor) -> Evidence | None:
         if self.fusion is None:
             return None
-        cot = None if batch.cot is None or self.cot_projection is None else self.cot_projection(batch.cot)
-        return self.retriever(self.pool, batch, features.mean(dim=(2, 3)), cot, fresh=self.training)
+        return self.retriever(
+            self.pool, batch, features.mean(dim=(2, 3)), self._projected_cot(batch), fresh=self.training
+        )
+
+    def _projected_cot(self, batch: Batch) -> Tensor | None:
+        return None if batch.cot is None or self.cot_projection is None else self.cot_projection(batch.cot)
 
     def _decode(
         self, batch: Batch, features: list[Tensor], evidence: Evidence | None, need_attention: bool = False
@@ -183,13 +201,10 @@ class CERS(Method):
             attended = self.report_attention(features, batch.report_tokens, batch.report_padding)
         reference = attention = None
         if evidence is not None and self.fusion is not None:
-            tokens = self.pool.tokens[evidence.index].to(features[-1].dtype)
-            reference, attention = self.fusion(features[-1], tokens, evidence.valid, need_attention=need_attention)
+            tokens = self.pool.tokens[evidence.index]
+            reference, attention = self.fusion(features[-1], tokens, evidence.valid, need_weights=need_attention)
         base = self.base_decoder(attended, batch.size)
         return self.retrieval_decoder(attended, reference, batch.size), base, attention
-
-    def _reports(self, setup: Setup) -> bool:
-        return self.settings.report and setup.report_width is not None
 
     def _pool_shape(self, setup: Setup) -> PoolShape:
         grid = min(LARGEST_GRID, math.ceil(setup.image_size / TOKEN_STRIDE))

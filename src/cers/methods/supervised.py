@@ -13,12 +13,16 @@ from cers.methods.base import Method, Prediction, Progress, Settings, Setup, Sta
 from cers.nets.decoders import ResidualUNetDecoder
 
 
+class SupervisedSettings(Settings):
+    """Nothing to choose."""
+
+
 class Supervised(Method):
     """Encoder and decoder trained by Dice and cross entropy on labelled images only; never touches the others."""
 
-    Settings = Settings
+    Settings = SupervisedSettings
 
-    def __init__(self, setup: Setup, settings: Settings) -> None:
+    def __init__(self, setup: Setup, settings: SupervisedSettings) -> None:
         super().__init__(setup, settings)
         self.encoder = setup.encoder()
         self.decoder = ResidualUNetDecoder(self.encoder.channels)
@@ -39,4 +43,5 @@ class Supervised(Method):
         return Prediction(probability, {"base": probability})
 
     def _logits(self, batch: Batch) -> torch.Tensor:
-        return self.decoder(self.encoder(batch.images), batch.size)
+        logits: torch.Tensor = self.decoder(self.encoder(batch.images), batch.size)
+        return logits

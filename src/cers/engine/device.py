@@ -1,0 +1,29 @@
+"""Device and precision, by `accelerate`."""
+
+import platform
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """An accelerator of that precision; its process-wide state is renewed, since runs may differ in it."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision)
+
+
+def actual_precision(wanted: str) -> str:
+    """What "auto" means here: bf16 where the hardware multiplies in it, else "no", as emulation is ten times slower."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if cpu_has_bf16() else "no"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bf16 (AVX-512 BF16, AMX, or Arm's BF16)."""
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return True
+    return platform.machine() in ("aarch64", "arm64") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

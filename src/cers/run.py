@@ -1,0 +1,339 @@
+"""A run is a folder: how it is started, resumed and read back."""
+
+import json
+import platform
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cers import __version__
+from cers.config import RunConfig, dump_config, load_config
+from cers.cot.rationale import parse_rationale, render
+from cers.data.cache import ImageCache
+from cers.data.case import Case
+from cers.data.layouts import load_cases
+from cers.data.loaders import BatchMaker
+from cers.data.splits import Split, dataset_hash, load_split, make_split, save_split
+from cers.engine.checkpoint import load_checkpoint, restore_method
+from cers.engine.device import actual_precision
+from cers.engine.log import OnRow
+from cers.engine.trainer import Streams, Trainer
+from cers.engine.weights import build_encoder, fingerprint
+from cers.errors import CersError
+from cers.files import write_atomic
+from cers.methods.base import Method, Setup
+from cers.methods.registry import create_method, method_settings
+from cers.nets.encoder import PyramidEncoder
+from cers.text.base import TextEncoder
+from cers.text.registry import load_text_encoder, make_text_encoder, save_text_encoder
+from cers.text.table import TextTable
+
+Decoding = Callable[[int, int], None]
+
+# Settings that change how a run computes, not what: a resumed run may differ in them.
+FREE = {"data.path", "data.cache", "train.workers", "train.tensorboard", "train.checkpoint_every"}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The frozen text encoders of a run."""
+
+    report: TextEncoder | None
+    cot: TextEncoder | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run read back: its settings, split, encoders, and the method with its best weights."""
+
+    folder: Path
+    config: RunConfig
+    split: Split
+    texts: Texts
+    method: Method
+    facts: Mapping[str, Any]
+
+    def cases(self) -> dict[str, Case]:
+        """The dataset of the run by id, with groups as its split knows them.
+
+        Raises:
+            CersError: the dataset has moved or changed.
+        """
+        return {case.id: case for case in dataset_cases(self.config, self.split)}
+
+    def maker(
+        self, cases: Sequence[Case], labelled: Collection[str] = (), on_decode: Decoding | None = None
+    ) -> BatchMaker:
+        """Batches of `cases`; masks and mask-informed rationales only of those in `labelled`."""
+        return make_batches(self.config, cases, self.texts, labelled, on_decode)
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    on_row: OnRow | None = None,
+    on_decode: Decoding | None = None,
+) -> Path:
+    """Train a new run into `folder` and return it.
+
+    `on_row` is told every row of the log, `on_decode` how many files of how many are decoded.
+
+    Raises:
+        CersError: bad settings or data, an existing run without `overwrite`, a full disk, a loss that is not finite.
+        Interrupted: Ctrl-C; `resume(folder)` goes on.
+    """
+    settings = method_settings(config.method.name, config.method.settings).model_dump(mode="json")
+    config = config.resolved(actual_precision(config.train.precision), settings)
+    cases = load_dataset(config)
+    split = _split(config, cases)
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise CersError(f"{folder} is not empty; go on with `cers train --resume {folder}`, or pass --overwrite")
+        shutil.rmtree(folder)
+    texts = _fit_texts(config, training_cases(cases, split))
+    save_split(split, folder / "split.json")
+    save_text_encoder(texts.report, folder / "text" / "report")
+    save_text_encoder(texts.cot, folder / "text" / "cot")
+    write_atomic(folder / "config.yaml", dump_config(config))
+    return _train(config, folder, cases, split, texts, on_row, on_decode)
+
+
+def resume(
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    on_row: OnRow | None = None,
+    on_decode: Decoding | None = None,
+) -> Path:
+    """Go on with a run from its last checkpoint; it ends with the weights of an uninterrupted one.
+
+    Raises:
+        CersError: no run there, or an override would change what it computes.
+    """
+    stored = read_config(folder)
+    changed = stored.with_values(overrides)
+    _refuse_changes(stored, changed)
+    cases = load_dataset(changed)
+    split = load_split(folder / "split.json", cases)
+    return _train(changed, folder, cases, split, _load_texts(folder), on_row, on_decode)
+
+
+def load_run(folder: Path) -> Run:
+    """The run in `folder` with its best weights, ready to predict.
+
+    Raises:
+        CersError: no run there, not trained yet, or its files do not fit each other.
+    """
+    config = read_config(folder)
+    split = load_split(folder / "split.json")
+    texts = _load_texts(folder)
+    path = folder / "checkpoints" / "best.safetensors"
+    checkpoint = load_checkpoint(path)
+    groups = checkpoint.facts["entries"]
+    config = config.model_copy(update={"model": config.model.model_copy(update={"weights": "none"})})
+    method, _ = _create_method(config, [(id_, group, label) for id_, group, label in groups], texts)
+    restore_method(method, checkpoint, path)
+    return Run(folder, config, split, texts, method.eval(), checkpoint.facts)
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The resolved configuration of a run.
+
+    Raises:
+        CersError: `folder` holds no run.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise CersError(f"{folder} holds no run (config.yaml is missing); train one with `cers train --out {folder}`")
+    return load_config(folder / "config.yaml")
+
+
+def load_dataset(config: RunConfig) -> list[Case]:
+    """All cases that the configuration names."""
+    data = config.data
+    return load_cases(
+        data.path,
+        data.layout,
+        negatives=data.negatives,
+        group_pattern=data.group_pattern,
+        rationales=data.rationales,
+    )
+
+
+def dataset_cases(config: RunConfig, split: Split) -> list[Case]:
+    """All cases that the configuration names, with the groups of the split."""
+    return with_groups(load_dataset(config), split)
+
+
+def with_groups(cases: Sequence[Case], split: Split) -> list[Case]:
+    """The same cases; a cluster of near-duplicates found by the split counts as a group."""
+    return [replace(case, group=split.groups.get(case.id, case.group)) for case in cases]
+
+
+def training_cases(cases: Sequence[Case], split: Split) -> list[Case]:
+    """The cases training may see. Those it must not learn from have neither mask nor mask-informed rationale.
+
+    Validation cases keep the mask they are scored by; test cases are not there at all.
+    """
+    labelled, unlabelled, val = set(split.labelled), set(split.unlabelled), set(split.val)
+    seen = []
+    for case in with_groups(cases, split):
+        if case.id in labelled:
+            seen.append(case)
+        elif case.id in val:
+            seen.append(replace(case, mask_rationale=None))
+        elif case.id in unlabelled:
+            seen.append(unannotated(case))
+    return seen
+
+
+def unannotated(case: Case) -> Case:
+    """The case as it is before anyone drew its lesion."""
+    return replace(case, mask=None, negative=False, mask_rationale=None)
+
+
+def make_batches(
+    config: RunConfig,
+    cases: Sequence[Case],
+    texts: Texts,
+    labelled: Collection[str],
+    on_decode: Decoding | None = None,
+) -> BatchMaker:
+    """Decoded images and embedded texts of `cases`."""
+    cache = ImageCache.build(
+        cases, config.data.image_size, config.data.cache / "images", config.data.mask, progress=on_decode
+    )
+    table = TextTable(
+        cases,
+        report=texts.report,
+        cot=texts.cot,
+        render=_render,
+        cache_folder=config.data.cache / "text",
+        labelled=labelled,
+    )
+    return BatchMaker(cache, {case.id: case for case in cases}, table)
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    cases: Sequence[Case],
+    split: Split,
+    texts: Texts,
+    on_row: OnRow | None,
+    on_decode: Decoding | None,
+) -> Path:
+    seen = training_cases(cases, split)
+    by_id = {case.id: case for case in seen}
+    entries = [(id_, by_id[id_].group, by_id[id_].label) for id_ in split.labelled]
+    method, weights = _create_method(config, entries, texts)
+    facts = {**_facts(config, seen, split, texts), "encoder_weights": weights, "entries": entries}
+    maker = make_batches(config, seen, texts, split.labelled, on_decode)
+    streams = Streams(split.labelled, split.unlabelled, split.val)
+    trainer = Trainer(method, maker, streams, config, folder, facts=facts, on_row=on_row)
+    trainer.resume()
+    state = trainer.run()
+    write_atomic(folder / "run.json", json.dumps({**facts, "seconds": state.seconds, "steps": state.step}, indent=1))
+    run = load_run(folder)
+    if run.method.pool is not None:
+        run.method.pool.save(folder / "pool", encoder=fingerprint(run.method.encoder))
+    return folder
+
+
+def _create_method(
+    config: RunConfig, entries: Sequence[tuple[str, str | None, str | None]], texts: Texts
+) -> tuple[Method, str]:
+    origin = ""
+
+    def encoder() -> PyramidEncoder:
+        nonlocal origin
+        made, origin = build_encoder(config.model.encoder, config.model.drop_path, config.model.weights)
+        return made
+
+    setup = Setup(
+        encoder=encoder,
+        labelled=entries,
+        image_size=config.data.image_size,
+        report_width=texts.report.width if texts.report else None,
+        cot_width=texts.cot.width if texts.cot else None,
+        seed=config.seed,
+    )
+    torch.manual_seed(config.seed)
+    return create_method(config.method.name, config.method.settings, setup), origin
+
+
+def _split(config: RunConfig, cases: Sequence[Case]) -> Split:
+    split = load_split(config.data.split, cases) if config.data.split else make_split(cases)
+    return split if config.data.labelled is None else split.with_labelled(config.data.labelled)
+
+
+def _fit_texts(config: RunConfig, cases: Sequence[Case]) -> Texts:
+    """Text encoders; what must be fitted is fitted on training texts."""
+    text, seed = config.text, config.seed
+    reports = [case.report for case in cases if case.report]
+    rationales = [t for case in cases for t in (case.rationale, case.mask_rationale) if t]
+    return Texts(
+        make_text_encoder(text.report, reports, text.max_report_tokens, seed),
+        make_text_encoder(text.cot, _well_formed(rationales), text.max_cot_tokens, seed),
+    )
+
+
+def _well_formed(rationales: Sequence[str]) -> list[str]:
+    rendered = []
+    for text in rationales:
+        try:
+            rendered.append(_render(text))
+        except ValueError:
+            continue  # TextTable names them; here they only must not be learned from
+    return rendered
+
+
+def _load_texts(folder: Path) -> Texts:
+    return Texts(load_text_encoder(folder / "text" / "report"), load_text_encoder(folder / "text" / "cot"))
+
+
+def _render(text: str) -> str:
+    return render(parse_rationale(text))
+
+
+def _facts(config: RunConfig, cases: Sequence[Case], split: Split, texts: Texts) -> dict[str, Any]:
+    return {
+        "cers": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "method": config.method.name,
+        "encoder": config.model.encoder,
+        "report_encoder": texts.report.fingerprint if texts.report else None,
+        "cot_encoder": texts.cot.fingerprint if texts.cot else None,
+        "dataset": dataset_hash([case.id for case in cases]),
+        "split": split.hash,
+        "labelled": len(split.labelled),
+        "unlabelled": len(split.unlabelled),
+        "validation": len(split.val),
+        "test": len(split.test),
+        "seed": config.seed,
+    }
+
+
+def _refuse_changes(stored: RunConfig, changed: RunConfig) -> None:
+    before, after = _flat(stored.model_dump(mode="json")), _flat(changed.model_dump(mode="json"))
+    broken = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    for key in broken:
+        if key not in FREE:
+            raise CersError(
+                f"{key} was {before.get(key)!r} when the run started and cannot become {after.get(key)!r} on resuming; "
+                "start a new run with --out, or leave it out"
+            )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
