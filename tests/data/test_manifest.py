@@ -50,3 +50,10 @@ def test_flaws_of_manifests(plain: Path) -> None:
     assert {p.where for p in found.problems if p.kind == "missing-file"} == {f"{path}:{n}" for n in (3, 4, 5)}
     with pytest.raises(CersError, match="no column 'image'"):
         scan(table(plain / "none.csv", ("img",), ("a",)))
+
+
+def test_rationales_replace_those_of_a_manifest(plain: Path) -> None:
+    path = table(plain / "data.csv", ("image", "cot", "mask_cot"), ("images/a.jpg", "old", "old"))
+    own = table(plain / "own.csv", ("image", "cot"), ("a", "new"))
+    (case,) = load_cases(path, rationales=own)
+    assert (case.rationale, case.mask_rationale) == ("new", None)
