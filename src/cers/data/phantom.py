@@ -133,7 +133,8 @@ def _place_foci(patient: _Patient, seed: int) -> list[tuple[bool, Focus]]:
     # Coarse pixels suffice to place foci, and make the places independent of the size of the picture.
     body = draw_body(patient.diagnosis.modality, np.random.default_rng([seed, patient.number, 1]), 64, 0.0)
     rng = np.random.default_rng([seed, patient.number, 3])
-    roles = [True] * patient.lesions + [False] * patient.others
+    # Whoever comes first has more room and thus tends to be larger: a lesion must not always come first.
+    roles = rng.permutation([True] * patient.lesions + [False] * patient.others)
     foci: list[tuple[bool, Focus]] = []
     shrink = 1.0
     while len(foci) < len(roles):
@@ -142,7 +143,7 @@ def _place_foci(patient: _Patient, seed: int) -> list[tuple[bool, Focus]]:
             trait = patient.diagnosis.target if is_lesion else patient.diagnosis.other
             tries = (_random_focus(trait, body.organs, patient.diagnosis.modality, shrink, rng) for _ in range(40))
             focus = next((f for f in tries if _fits(f, body, foci)), None)
-            foci += [] if focus is None else [(is_lesion, focus)]
+            foci += [] if focus is None else [(bool(is_lesion), focus)]
         shrink *= 0.97
     return foci
 

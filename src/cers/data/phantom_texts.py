@@ -45,7 +45,7 @@ KINDS: dict[Trait, Kind] = {
     ),
     "rimmed": Kind(
         "ring-like nodule",
-        ("Bright ring about a darker core", "Ring enhancement, core of lower signal"),
+        ("Bright ring about a darker core", "Ring enhancement, core of weaker signal"),
         ("bright rim traces the outer edge", "rim marks the border"),
     ),
     "pleural": Kind(
@@ -71,7 +71,7 @@ DIAGNOSES: tuple[Diagnosis, ...] = (
 
 _STUDIES: dict[Modality, tuple[str, ...]] = {
     "ct": ("axial CT of the chest", "chest CT in lung window"),
-    "mr": ("axial contrast MR of the head", "T1 brain MR after contrast"),
+    "mr": ("axial contrast MR of the head", "brain MR after contrast"),
     "xray": ("frontal chest radiograph", "chest X-ray"),
 }
 _COUNTS = ("no", "one", "two", "three")
