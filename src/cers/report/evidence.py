@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cers.evaluate.metrics import overlap
 from cers.report.content import ShownCase, ShownReference
-from cers.report.figures import contour, difference, picture, window
+from cers.report.figures import SMALL, THUMBNAIL, contour, difference, picture, window
 
 ASPECTS = ("Texture", "Boundary", "Context", "Summary")
 _HEADING = re.compile(rf"(?:^|(?<=[.;]))[\s*_#-]*({'|'.join(ASPECTS)})[*_]*\s*:[*_]*", re.IGNORECASE | re.MULTILINE)
@@ -78,7 +78,9 @@ def columns(case: ShownCase, others: Sequence[ShownReference]) -> list[Column]:
     """The query and then each of `others`, ready to stand side by side."""
     outline = [Outline(contour(case.probability), "prediction", "prediction")]
     query = split_aspects(case.rationale)
-    first = Column(case.id, _panel("Query", case.image, outline), case.label or "", case.report or "", query)
+    first = Column(
+        case.id, _panel("Query", case.image, outline, side=SMALL), case.label or "", case.report or "", query
+    )
     return [first, *(_column(other, query) for other in others)]
 
 
@@ -136,8 +138,9 @@ def _panel(
     outlines: Sequence[Outline] = (),
     scale: tuple[str, str] | None = None,
     note: str = "",
+    side: int = THUMBNAIL,
 ) -> Panel:
-    return Panel(title, picture(image), image.shape[1], image.shape[0], outlines, scale, note)
+    return Panel(title, picture(image, side), image.shape[1], image.shape[0], outlines, scale, note)
 
 
 def _column(case: ShownReference, query: Mapping[str, str]) -> Column:
@@ -145,7 +148,7 @@ def _column(case: ShownReference, query: Mapping[str, str]) -> Column:
     texts = {name: mark_shared(text, query.get(name, "")) for name, text in split_aspects(case.rationale).items()}
     return Column(
         case.id,
-        _panel("Reference", case.image, outlines),
+        _panel("Reference", case.image, outlines, side=SMALL),
         case.label or "",
         case.report or "",
         texts,

@@ -9,17 +9,18 @@ from PIL import Image
 from skimage.measure import approximate_polygon, find_contours
 
 THUMBNAIL = 256
-"""Longest side of an embedded picture, pixels."""
+SMALL = 192
+"""Longest side of an embedded picture, pixels: in a panel, and in a column of the evidence table."""
 
 # Orange and blue stay apart for every common colour vision, on grey, on paper and on a dark screen.
 HIGHER = np.array([255, 140, 0], np.float32)
 LOWER = np.array([60, 150, 255], np.float32)
 
 
-def picture(image: NDArray[np.uint8]) -> str:
-    """`image` (H,W) or (H,W,3) as the data URI of a thumbnail."""
+def picture(image: NDArray[np.uint8], side: int = THUMBNAIL) -> str:
+    """`image` (H,W) or (H,W,3) as the data URI of a thumbnail whose longer side is at most `side`."""
     shown = Image.fromarray(np.ascontiguousarray(image))
-    shown.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    shown.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     shown.save(buffer, format="WEBP", quality=85, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -91,6 +91,17 @@ def number(value: Any, digits: int | None = None) -> str:
     return f"{value:.{digits if digits is not None else 3 if abs(value) < 10 else 1}f}"
 
 
+def fact(value: Any) -> str:
+    """A number, a mean with its interval and N, or a count of so many, as written by the `evaluate` functions."""
+    if isinstance(value, Mapping) and "mean" in value:
+        cell = _cell(value, 3)
+        interval = f" ({cell.interval})" if cell.interval else ""
+        return f"{cell.mean}{interval}, N {number(value.get('n'))}"
+    if isinstance(value, Mapping) and "count" in value:
+        return f"{number(value['count'])} of {number(value.get('of'))}"
+    return number(value)
+
+
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cers.report"),
@@ -99,6 +110,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters.update(number=number, fact=fact)
     environment.globals.update(panels=panels, columns=columns, explain=explain, aspects=ASPECTS, metric_titles=TITLES)
     return environment
