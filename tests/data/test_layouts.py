@@ -197,7 +197,7 @@ def test_paths_and_layouts_that_do_not_exist(plain: Path) -> None:
         (plain / "imagse", "auto", "did you mean 'images'"),
         (plain / "no" / "where", "auto", "no dataset at"),
         (plain, "foldr", "did you mean 'folder'"),
-        (plain / "empty", "auto", "brisc needs .*; folder needs .*manifest needs"),
+        (plain / "empty", "auto", "brisc needs .*; manifest needs .*folder needs"),
         (plain, "brisc", "brisc needs segmentation_task"),
     ):
         with pytest.raises(CersError, match=said) as error:

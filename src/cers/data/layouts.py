@@ -59,7 +59,7 @@ def scan(
         raise CersError(f"{path} holds no image that layout '{name}' can read{reason}")
     cases = _named(cases, group_pattern, problems)
     ids = {case.id for case in cases}
-    own = Texts() if root.is_file() else _texts(root, ids, problems)
+    own = Texts() if name == "manifest" else _texts(root, ids, problems)
     if rationales is not None:
         cases = [replace(case, rationale=None, mask_rationale=None) for case in cases]
         new = collect_rationales(Path(rationales), ids, problems)

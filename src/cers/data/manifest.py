@@ -1,5 +1,6 @@
 """A dataset given as one table: a row per image, CSV or Parquet."""
 
+import re
 from pathlib import Path
 
 from cers.data.case import Case
@@ -8,13 +9,26 @@ from cers.data.problems import Problem
 from cers.data.tables import read_table
 from cers.errors import CersError, nearest
 
-SUFFIXES = (".csv", ".parquet")
+_SUFFIXES = (".csv", ".parquet")
 _COLUMNS = ("image", "mask", "report", "cot", "mask_cot", "group", "label", "part")
 _PARTS = ("train", "val", "test")
 
 
+def find_manifest(path: Path) -> Path | None:
+    """`path` itself if it is a table, or manifest.csv (with a column `image`) or manifest.parquet in that folder."""
+    if path.is_file():
+        return path if path.suffix.lower() in _SUFFIXES else None
+    table = path / "manifest.csv"
+    if table.is_file():
+        with table.open(encoding="utf-8-sig", errors="replace") as file:
+            # Other datasets ship a manifest.csv of their own kind.
+            return table if "image" in re.split(r"[,;\t]", file.readline().strip().lower().replace('"', "")) else None
+    table = path / "manifest.parquet"
+    return table if table.is_file() else None
+
+
 def read_manifest(path: Path, problems: list[Problem]) -> list[Case]:
-    """The cases of the table at `path`; its relative file names count from the table's own folder.
+    """The cases of the table `find_manifest(path)`; its relative file names count from the table's own folder.
 
     Columns: image, and optionally mask, report, cot (mask-free rationale), mask_cot (mask-informed), group, label and
     part (train, val or test). An empty cell means not known.
@@ -22,6 +36,7 @@ def read_manifest(path: Path, problems: list[Problem]) -> list[Case]:
     Raises:
         CersError: unreadable table, or no column `image`.
     """
+    path = find_manifest(path) or path
     columns, rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path, problems)
     if "image" not in columns:
         raise CersError(f"{path} has no column 'image'; found {','.join(columns)}")

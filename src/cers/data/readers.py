@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cers.data.case import Case
 from cers.data.folders import child, list_images, pair
-from cers.data.manifest import SUFFIXES, read_manifest
+from cers.data.manifest import find_manifest, read_manifest
 from cers.data.problems import Problem
 
 LVIT_FOLDERS = {"train": "Train_Folder", "val": "Val_Folder", "test": "Test_Folder"}
@@ -138,6 +138,11 @@ LAYOUTS: dict[str, Layout] = {
         _qata,
     ),
     "nnunet": Layout("imagesTr and labelsTr with 2-D images", _has("imagesTr", "labelsTr"), _nnunet),
+    "manifest": Layout(
+        "a .csv or .parquet table with a column 'image', or a folder with such a manifest.csv",
+        lambda path: find_manifest(path) is not None,
+        read_manifest,
+    ),
     "cers": Layout("frames, masks, and text.csv or reports", _is_cers, _folders("frames")),
     "mosmed": Layout(
         "frames and masks, or LViT's {Train,Val,Test}_Folder/{img,labelcol}",
@@ -145,9 +150,4 @@ LAYOUTS: dict[str, Layout] = {
         _mosmed,
     ),
     "folder": Layout("images and masks, and maybe unlabeled and reports", _has("images", "masks"), _folders("images")),
-    "manifest": Layout(
-        "a .csv or .parquet table with a column 'image'",
-        lambda root: root.is_file() and root.suffix.lower() in SUFFIXES,
-        read_manifest,
-    ),
 }
