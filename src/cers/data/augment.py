@@ -78,7 +78,7 @@ def _tone(rng: np.random.Generator, strength: float) -> Table:
     """A table (256,) over [0,1]: gamma, contrast about mid-grey and brightness, each varied by `strength`."""
     gamma, contrast = np.exp(rng.uniform(-strength, strength, size=2))
     brightness = rng.uniform(-strength, strength) / 2
-    return np.clip((_GREY**gamma - 0.5) * contrast + 0.5 + brightness, 0, 1).astype(np.float32)
+    return np.asarray(np.clip((_GREY**gamma - 0.5) * contrast + 0.5 + brightness, 0, 1), np.float32)
 
 
 def _equalising(image: Pixels) -> Table:
@@ -87,4 +87,4 @@ def _equalising(image: Pixels) -> Table:
 
 
 def _look_up(image: Pixels, table: Table) -> Pixels:
-    return cv2.LUT(image, np.rint(table * 255).astype(np.uint8)).astype(np.uint8, copy=False)
+    return np.asarray(cv2.LUT(image, np.rint(table * 255).astype(np.uint8)), np.uint8)

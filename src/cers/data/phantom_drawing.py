@@ -27,7 +27,8 @@ class Ellipse:
     def radius(self, side: int) -> Plane:
         """Elliptical distance of every pixel from the centre: 1 on the border."""
         y, x = grid(side)
-        return np.hypot((x - self.x) / self.width, (y - self.y) / self.height)
+        distance: Plane = np.sqrt(((x - self.x) / self.width) ** 2 + ((y - self.y) / self.height) ** 2)
+        return distance
 
 
 @dataclass(frozen=True)
@@ -56,30 +57,32 @@ class Body:
 
 @lru_cache(maxsize=4)
 def grid(side: int) -> tuple[Plane, Plane]:
-    """y and x of every pixel's centre, each (S,S)."""
-    axis = (2 * np.arange(side) + 1) / side - 1
-    y, x = np.meshgrid(axis, axis, indexing="ij")
-    return y, x
+    """y (S,1) and x (1,S) of the pixels' centres."""
+    axis: Plane = (2 * np.arange(side) + 1) / side - 1
+    return axis[:, None], axis[None, :]
 
 
 @lru_cache(maxsize=32)
 def _bumps(side: int, cells: int) -> Plane:
     axis = (np.arange(side) + 0.5) / side * cells
     weights: Plane = np.exp(-((axis[:, None] - np.arange(-1, cells + 1) - 0.5) ** 2) / 0.6)
-    return weights / np.sqrt(np.square(weights).sum(axis=1, keepdims=True))
+    weights /= np.sqrt(np.square(weights).sum(axis=1, keepdims=True))
+    return weights
 
 
 def field(rng: np.random.Generator, side: int, cells: int, drift: float = 0.0) -> Plane:
     """Smooth noise (S,S) of unit variance with `cells` grains across; `drift` (radians) leads on to the next slice."""
     here, there = rng.standard_normal((2, cells + 2, cells + 2))
     bumps = _bumps(side, cells)
-    return bumps @ (np.cos(drift) * here + np.sin(drift) * there) @ bumps.T
+    noise: Plane = bumps @ (np.cos(drift) * here + np.sin(drift) * there) @ bumps.T
+    return noise
 
 
 def _edge(distance: Plane, width: float) -> Plane:
     """1 where `distance` < 1, falling smoothly to 0 over `width` about it."""
     ramp = np.clip((1 - distance) / width + 0.5, 0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
+    smooth: Plane = ramp * ramp * (3 - 2 * ramp)
+    return smooth
 
 
 def draw_body(modality: Modality, rng: np.random.Generator, side: int, drift: float) -> Body:
@@ -183,11 +186,19 @@ def share_inside(focus: Focus, body: Body) -> float:
 
 
 def _outline_distance(focus: Focus, side: int) -> Plane:
-    """Distance from the centre over that of the outline in the same direction: 1 on the outline."""
-    y, x = grid(side)
+    """Distance (S,S) from the centre over that of the outline in the same direction: 1 on the outline."""
+    # Beyond this box no outline and no border reaches, and most of a picture lies beyond.
+    reach = 2.4 * focus.radius
+    rows, columns = (
+        slice(*np.clip(((np.array([c - reach, c + reach]) + 1) / 2 * side).astype(np.intp), 0, side))
+        for c in (focus.y, focus.x)
+    )
+    y, x = grid(side)[0][rows], grid(side)[1][:, columns]
     cosine, sine = np.cos(focus.angle), np.sin(focus.angle)
     along = (cosine * (x - focus.x) + sine * (y - focus.y)) / focus.stretch
     across = (cosine * (y - focus.y) - sine * (x - focus.x)) * focus.stretch
     direction = np.arctan2(across, along)
     outline = sum((a * np.cos(k * direction + phase) for k, (a, phase) in enumerate(focus.waves, 2)), np.float64(1))
-    return np.hypot(along, across) / (focus.radius * outline)
+    distance = np.full((side, side), np.inf)
+    distance[rows, columns] = np.sqrt(along**2 + across**2) / (focus.radius * outline)
+    return distance
