@@ -1,6 +1,7 @@
 """Generated content of a report: a bright disc on noise, two branches, five references and five rejected candidates."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def summary() -> dict:
         ours = (disc(64, 30, 30 + i, 10) if i else np.zeros((64, 64))).astype(np.float32)
         branches = {"retrieval": ours, "base": ours / 2}
         label = "glioma" if i % 2 else "meningioma"
-        case = Case(f"c{i}", image=None, label=label)  # type: ignore[arg-type]
+        case = Case(f"c{i}", Path(f"c{i}.png"), label=label)
         scored.append((case, CasePrediction(f"c{i}", ours, branches), mask))
     return summarise(build_rows(scored))
 
