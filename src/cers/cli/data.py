@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cers.cli.console import Advance, Cell, progress, say, say_json, say_table
 from cers.errors import CersError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from cers.data.case import Case
     from cers.data.check import CheckReport
+    from cers.data.problems import Problem
     from cers.data.splits import Split
 
 app = typer.Typer(help="Check, split or draw a dataset.", no_args_is_help=True)
 
 _SHOWN = 5
-_COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+_MEASURES = ("images", "groups", "lesion-free")
 
 DatasetPath = Annotated[Path, typer.Argument(help="Folder or manifest of the dataset.")]
 Layout = Annotated[str, typer.Option(help="auto, brisc, mosmed, qata, nnunet, cers, folder or manifest.")]
@@ -51,7 +51,7 @@ def check(
     from cers.cot.rationale import parse_rationale
     from cers.data.check import check_dataset
 
-    with _progress("reading images and masks") as progress:
+    with _heard("reading images and masks") as heard:
         report = check_dataset(
             path,
             layout,
@@ -61,7 +61,7 @@ def check(
             mask=MaskReading(threshold=mask_threshold, foreground=tuple(mask_foreground) if mask_foreground else None),
             split=split,
             parse_rationale=parse_rationale,
-            progress=progress,
+            progress=heard,
         )
     if as_json:
         typer.echo(report.to_json())
@@ -86,8 +86,9 @@ def split(
     as_json: AsJson = False,
 ) -> None:
     """Deal a dataset out to training, validation and test, and write the split to a file with a hash."""
+    from cers.data.duplicates import near_duplicates
     from cers.data.layouts import load_cases
-    from cers.data.splits import default_clusters, make_split, save_split
+    from cers.data.splits import make_split, save_split
 
     share = _share(labelled)
     if out.exists() and not overwrite:
@@ -95,11 +96,11 @@ def split(
     cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern)
     clusters: list[list[str]] = []
     if strategy in ("grouped", "official"):
-        with _progress("comparing images") as progress:
-            clusters = default_clusters(cases, progress)
+        with _heard("comparing images") as heard:
+            clusters = near_duplicates(cases, progress=heard)
     made = make_split(cases, strategy=strategy, seed=seed, labelled=share, val=val, test=test, clusters=clusters)
-    with _progress("reading masks") as progress:
-        rows = _rows(made, cases, progress)
+    with _heard("reading masks") as heard:
+        rows = _rows(made, cases, heard)
     save_split(made, out)
     _show_split(made, rows, out, as_json)
 
@@ -114,9 +115,9 @@ def phantom(
     """Draw a dataset of phantoms with masks, reports and rationales, to try everything on."""
     from cers.data.phantom import write_phantoms
 
-    with _progress("drawing phantoms") as progress:
-        write_phantoms(out, n=cases, size=size, seed=seed, progress=progress)
-    typer.echo(f"{cases} phantoms in {out}; next: cers data check {out}")
+    with _heard("drawing phantoms") as heard:
+        write_phantoms(out, n=cases, size=size, seed=seed, progress=heard)
+    say(f"{cases} phantoms in {out}; next: cers data check {out / 'manifest.csv'}")
 
 
 def _share(text: str) -> float | int:
@@ -128,66 +129,49 @@ def _share(text: str) -> float | int:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while people look at it, silence in pipes and logs."""
-    from rich.console import Console
-    from rich.progress import Progress
+def _heard(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A listener that shows how many of how many are done, from the first call on."""
+    with ExitStack() as stack:
+        advance: Advance | None = None
+        shown = 0
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        def hear(done: int, total: int) -> None:
+            nonlocal advance, shown
+            if advance is None:
+                advance = stack.enter_context(progress(what, total))
+            advance(done - shown)
+            shown = done
 
-
-def _console() -> Console:
-    from rich.console import Console
-
-    # Outside a terminal (a pipe, a log) lines keep their length, so that they can be searched.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=400)
+        yield hear
 
 
 def _show_report(report: CheckReport) -> None:
-    from rich.table import Table
-
-    console = _console()
-    table = Table("", "count", title=f"{report.path} (layout {report.layout})", title_justify="left")
-    table.columns[1].justify = "right"
-    for name, count in report.counts.items():
-        if count:
-            table.add_row(name, f"{count:,}")
-    console.print(table)
+    title = f"{report.path} (layout {report.layout})"
+    counts: list[list[Cell]] = [[name, count] for name, count in report.counts.items() if count]
+    say_table(["found", "count"], counts, title)
     if report.masks:
-        masks = Table("mask values", "read as lesion", "masks", title="masks", title_justify="left")
-        masks.columns[2].justify = "right"
-        for kind in report.masks:
-            masks.add_row(kind.values, kind.lesion or "[red]in doubt[/red]", f"{len(kind.masks):,}")
-        console.print(masks)
-    _show_problems(report, console)
+        say("")
+        masks: list[list[Cell]] = [[kind.values, kind.lesion or "in doubt", len(kind.masks)] for kind in report.masks]
+        say_table(["mask values", "read as lesion", "masks"], masks)
+    _show_problems(report)
     warnings = sum(problem.level == "warning" for problem in report.problems)
-    verdict = "[red]not ready to train[/red]" if report.errors else "[green]ready to train[/green]"
-    console.print(f"{verdict}: {report.errors} errors, {warnings} warnings")
+    say(f"\n{'not ready' if report.errors else 'ready'} to train: {report.errors} errors, {warnings} warnings")
 
 
-def _show_problems(report: CheckReport, console: Console) -> None:
-    from rich.markup import escape
-
-    by_kind: dict[tuple[str, str], list[Any]] = {}
+def _show_problems(report: CheckReport) -> None:
+    by_kind: dict[tuple[str, str], list[Problem]] = {}
     for problem in report.problems:
         by_kind.setdefault((problem.level, problem.kind), []).append(problem)
     for (level, kind), problems in by_kind.items():
-        console.print(f"[{_COLOURS[level]}]{level}[/] [bold]{kind}[/bold] ({len(problems)})")
+        say(f"\n{level} {kind} ({len(problems)})")
         for problem in problems[:_SHOWN]:
-            where = problem.where.removeprefix(report.path).lstrip("/\\")
-            console.print(f"  {escape(where)}: {escape(problem.message)}", soft_wrap=False)
+            say(f"  {problem.where.removeprefix(report.path).lstrip('/')}: {problem.message}")
         if len(problems) > _SHOWN:
-            console.print(f"  … {len(problems) - _SHOWN} more; --json lists all")
+            say(f"  … {len(problems) - _SHOWN} more; --json lists all")
 
 
-def _rows(split: Split, cases: Sequence[Case], progress: Callable[[int, int], None]) -> dict[str, dict[str, Any]]:
+def _rows(split: Split, cases: Sequence[Case], heard: Callable[[int, int], None]) -> dict[str, dict[str, Any]]:
     """Images, groups, lesion-free images and images by class for every part of the split."""
-    from collections import Counter
-
     from cers.data.images import mask_values
 
     by_id = {case.id: case for case in cases}
@@ -197,35 +181,23 @@ def _rows(split: Split, cases: Sequence[Case], progress: Callable[[int, int], No
     rows: dict[str, dict[str, Any]] = {}
     done = 0
     for name, ids in parts.items():
-        empty = 0
+        lesion_free = 0
         for case in map(by_id.__getitem__, ids):
-            empty += case.negative or (case.mask is not None and not mask_values(case.mask).any())
+            lesion_free += case.negative or (case.mask is not None and not mask_values(case.mask).any())
             done += 1
-            progress(done, len(cases))
+            heard(done, len(cases))
         classes = Counter(by_id[i].label for i in ids if by_id[i].label)
         groups = {split.groups.get(i, by_id[i].group or i) for i in ids}
-        rows[name] = {"images": len(ids), "groups": len(groups), "empty": empty, "classes": dict(classes)}
+        rows[name] = {"images": len(ids), "groups": len(groups), "lesion-free": lesion_free, "classes": dict(classes)}
     return rows
 
 
 def _show_split(split: Split, rows: dict[str, dict[str, Any]], out: Path, as_json: bool) -> None:
     if as_json:
-        import json
-
-        json.dump({"file": str(out), "hash": split.hash, "parts": rows}, sys.stdout, indent=1, ensure_ascii=False)
-        typer.echo()
+        say_json({"file": str(out), "hash": split.hash, "parts": rows})
         return
-    from rich.table import Table
-
-    console = _console()
-    classes = sorted({name for row in rows.values() for name in row["classes"]})
-    grouping = "groups" if split.strategy != "paper" else "patients"
-    title = f"{split.strategy} split, seed {split.seed}"
-    table = Table("part", "images", grouping, "lesion-free", *classes, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, row in rows.items():
-        numbers = (row["images"], row["groups"], row["empty"], *(row["classes"].get(c, 0) for c in classes))
-        table.add_row(name, *(f"{n:,}" for n in numbers))
-    console.print(table)
-    console.print(f"written to {out} (hash {split.hash[:12]})")
+    lines: list[list[Cell]] = [[name, *(row[name] for row in rows.values())] for name in _MEASURES]
+    for name in sorted({name for row in rows.values() for name in row["classes"]}):
+        lines.append([f"class {name}", *(row["classes"].get(name, 0) for row in rows.values())])
+    say_table(["part", *rows], lines, f"{split.strategy} split, seed {split.seed}")
+    say(f"written to {out} (hash {split.hash[:12]})")

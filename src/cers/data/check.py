@@ -67,7 +67,7 @@ def check_dataset(
     found = scan(path, layout, negatives=negatives, group_pattern=group_pattern, rationales=rationales)
     pixels = read_pixels(found.cases, mask or MaskReading(), progress)
     identical = same_value(pixels.hashes)
-    near = clusters(list(pixels.thumbnails), list(pixels.thumbnails.values()))
+    near = clusters([c for c in found.cases if c.id in pixels.thumbnails], list(pixels.thumbnails.values()))
     problems = [*found.problems, *pixels.problems]
     problems += _check_duplicates(found.cases, pixels.lesions, identical, near)
     problems += _check_texts(found.cases)
@@ -128,11 +128,9 @@ def _check_duplicates(
         more += ", with different masks" if len({lesions[i] for i in cluster if i in lesions}) > 1 else ""
         message = f"the same image under {len(cluster)} names: {some(list(cluster))}{more}; keep one"
         yield Problem("warning", "identical-images", str(by_id[cluster[0]].image), message)
-    if not near:
-        return
-    total, largest = sum(map(len, near)), max(map(len, near))
+    total, largest = sum(map(len, near)), max(map(len, near), default=0)
     unknown = any(case.group is None for case in cases)
-    if unknown:
+    if near and unknown:
         message = (
             f"{total} of {len(cases)} images have a near-duplicate ({len(near)} clusters, largest {largest}) and not "
             "every patient is known; split with --strategy grouped, which keeps clusters on one side"
@@ -141,11 +139,11 @@ def _check_duplicates(
     if unknown and largest > max(2, GIANT * len(cases)):
         message = f"one cluster holds {largest} of {len(cases)} images, too many to split by; give --group-pattern"
         yield Problem("warning", "giant-cluster", "images", message)
-    mixed = [c for c in near if len({by_id[i].group for i in c} - {None}) > 1]
-    if mixed:
-        example = some(sorted({by_id[i].group or "" for i in mixed[0]}))
-        message = f"{len(mixed)} clusters of near-duplicates join several patients, e.g. {example}; are they different?"
-        yield Problem("warning", "patients-alike", "images", message)
+    for cluster in near:
+        patients = sorted({group for i in cluster if (group := by_id[i].group) is not None})
+        if len(patients) > 1:
+            message = f"patients {some(patients)} share a slice; are they one patient, or was a file copied?"
+            yield Problem("warning", "shared-slice", some(list(cluster)), message)
 
 
 def _check_texts(cases: Sequence[Case]) -> Iterable[Problem]:

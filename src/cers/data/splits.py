@@ -4,13 +4,13 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from cers.data.case import Case
-from cers.data.duplicates import GIANT, near_duplicates
+from cers.data.duplicates import near_duplicates
 from cers.data.partition import by_group, by_image, by_official, group_names, stratified_order
 from cers.errors import CersError, nearest
 from cers.files import write_atomic
@@ -81,7 +81,7 @@ def make_split(
 
     `grouped` keeps a patient, and a cluster of near-duplicate images, on one side; `paper` cuts 8:1:1 by image as the
     CERS paper does; `official` takes the dataset's own parts, and groups only to carve out what is missing. `clusters`
-    of images that belong together default to `default_clusters(cases)`, which reads the images; `paper` uses none.
+    of images that belong together default to `near_duplicates(cases)`, which reads the images; `paper` uses none.
     `labelled` is a share, a count, or the very ids whose masks are used. Cases nobody annotated are never validated
     or tested.
 
@@ -97,7 +97,7 @@ def make_split(
     groups = {case.id: case.id for case in cases}
     if strategy != "paper":
         if clusters is None:
-            clusters = default_clusters(cases)
+            clusters = near_duplicates(cases)
         groups = group_names(cases, clusters)
     if strategy == "paper":
         part = by_image(cases, val, test, seed, chosen)
@@ -107,20 +107,6 @@ def make_split(
         part = by_official(cases, groups, val, test, seed)
     split = _assemble(cases, part, groups, strategy, seed, chosen)
     return split if isinstance(labelled, list) else split.with_labelled(labelled)
-
-
-def default_clusters(cases: Sequence[Case], progress: Callable[[int, int], None] | None = None) -> list[list[str]]:
-    """Near-duplicate images, which `grouped` keeps together along with what shares `Case.group`.
-
-    Known patients are compared as well: published names have given one patient's neighbouring slices two identities.
-    Only a giant cluster of images whose patients are all known is not believed.
-
-    Raises:
-        CersError: an image cannot be read.
-    """
-    known = {case.id for case in cases if case.group is not None}
-    found = near_duplicates(cases, progress=progress)
-    return [ids for ids in found if len(ids) <= GIANT * len(cases) or not known.issuperset(ids)]
 
 
 def labelled_count(share: float | int, total: int) -> int:

@@ -1,0 +1,134 @@
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+
+from cers.cli.main import main
+from cers.data.splits import load_split
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def cers_data(*arguments: str | Path) -> Done:
+    """The command line's entry point in this process: starting Python anew each time takes seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["cers", "data", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty phantoms, drawn by the command itself."""
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    done = cers_data("phantom", folder, "--cases", "40", "--size", "64")
+    assert done.returncode == 0, done.stderr
+    assert "40 phantoms" in done.stdout
+    return folder / "manifest.csv"
+
+
+def test_check_says_a_sound_dataset_is_ready(phantoms: Path) -> None:
+    done = cers_data("check", phantoms)
+    assert done.returncode == 0, done.stderr
+    assert "ready to train: 0 errors" in done.stdout
+    assert "{0, 255}" in done.stdout
+
+
+def test_check_exits_with_1_and_json_is_clean(tmp_path: Path) -> None:
+    for i in range(3):
+        for folder in ("images", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 255, (40, 40)).astype(np.uint8)
+            cv2.imwrite(str(tmp_path / folder / f"c{i}.png"), pixels)
+    done = cers_data("check", tmp_path, "--json")
+    assert done.returncode == 1
+    values = json.loads(done.stdout)
+    assert values["errors"] == 2
+    assert values["masks"] == [{"values": "more than 8 greys", "lesion": None, "masks": 3}]
+    assert "mask" in done.stderr
+    shown = cers_data("check", tmp_path)
+    assert shown.returncode == 1
+    assert "not ready to train: 2 errors" in shown.stdout
+    assert cers_data("check", tmp_path, "--mask-threshold", "128").returncode == 0
+    assert cers_data("check", tmp_path, "--mask-foreground", "7", "--mask-foreground", "9").returncode == 0
+
+
+def test_a_split_is_written_shown_and_holds(phantoms: Path, tmp_path: Path) -> None:
+    out = tmp_path / "split.json"
+    done = cers_data("split", phantoms, "--labelled", "0.5", "--seed", "3", "--out", out)
+    assert done.returncode == 0, done.stderr
+    split = load_split(out)
+    assert split.hash[:12] in done.stdout
+    row = next(line for line in done.stdout.splitlines() if line.startswith("images"))
+    assert [int(n) for n in row.split()[1:]] == [
+        len(split.labelled),
+        len(split.unlabelled),
+        *map(len, (split.val, split.test)),
+    ]
+    assert len(split.labelled) == len(split.order) // 2
+    assert cers_data("check", phantoms, "--split", out).returncode == 0
+    again = cers_data("split", phantoms, "--out", out)
+    assert again.returncode == 2
+    assert "--overwrite" in again.stderr
+    assert load_split(out) == split
+    changed = cers_data(
+        "split", phantoms, "--out", out, "--overwrite", "--labelled", "5", "--strategy", "paper", "--json"
+    )
+    assert changed.returncode == 0, changed.stderr
+    assert json.loads(changed.stdout)["parts"]["labelled"]["images"] == 5
+    assert load_split(out).strategy == "paper"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--labelled", "some"], "neither a share"),
+        (["--labelled", "2.5"], "neither a share"),
+        (["--strategy", "papr"], "did you mean 'paper'"),
+        (["--strategy", "official", "--val", "0.9"], "leave some for training"),
+        (["--group-pattern", "("], "not a regular expression"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_file(
+    phantoms: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = cers_data("split", phantoms, "--out", tmp_path / "split.json", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_dataset_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from cers.cli.main import main; main()", "data", "check", tmp_path / "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_loads_nothing_heavy() -> None:
+    probe = (
+        "import sys; sys.argv = ['cers', 'data', 'check', '--help']\n"
+        "from cers.cli.main import main\n"
+        "try: main()\n"
+        "finally: print({'torch', 'cv2', 'pandas', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.stdout.strip().endswith("set()")
+    assert "--mask-threshold" in done.stdout
