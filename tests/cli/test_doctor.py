@@ -38,7 +38,7 @@ def test_json_says_what_is_installed() -> None:
 
 
 def test_tables_say_the_same_and_the_network_is_asked_about_on_request() -> None:
-    refused = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    refused = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     text = doctor("--network", NO_PROXY="", no_proxy="", **refused)
     assert ["timm", importlib.metadata.version("timm")] in [line.split() for line in text.splitlines()]
     assert "fast bf16" in text

@@ -101,6 +101,11 @@ def test_mask_informed_text_of_unlabelled_cases_is_not_even_read(tmp_path: Path,
     assert SECRET not in read
 
 
+def test_case_that_is_not_in_the_table_is_refused(table: TextTable) -> None:
+    with pytest.raises(KeyError, match="stranger"):
+        table.fields(["a", "stranger"])
+
+
 def test_malformed_rationales_are_unknown_and_listed(table: TextTable) -> None:
     assert table.problems == ["b: rationale: refusal", "b: mask-informed rationale: refusal"]
     assert not table.fields(["b"])["cot"].any()

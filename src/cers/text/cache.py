@@ -1,6 +1,7 @@
 """Embeddings on disk, keyed by content: no text is encoded twice by the same encoder."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.numpy import load, save
 from cers.files import write_atomic
 from cers.text.base import TextEncoder, TextFeatures
 
+logger = logging.getLogger(__name__)
 SHARD = 256  # texts encoded and written at a time: what a kill can cost
 
 
@@ -44,6 +46,7 @@ class EmbeddingCache:
         self.misses += len(missing)
         for start in range(0, len(missing), SHARD):
             found |= self._encode(missing[start : start + SHARD])
+            logger.info("encoded %d of %d new texts", min(start + SHARD, len(missing)), len(missing))
         return found
 
     def _key(self, text: str) -> bytes:

@@ -31,6 +31,7 @@ class TextTable:
         labelled: Collection[str],
     ) -> None:
         self.problems: list[str] = []
+        self._ids = {c.id for c in cases}
         self.report_width = None if report is None else report.width
         self.cot_width = None if cot is None else cot.width
         if report is not None:
@@ -47,7 +48,14 @@ class TextTable:
             self._mask_cot = _Column(informed, cache, cot.width)
 
     def fields(self, ids: Sequence[str]) -> dict[str, Tensor]:
-        """The text fields of a `Batch` of the cases `ids`, float32 and bool (see `cers.data.case.Batch`)."""
+        """The text fields of a `Batch` of the cases `ids`, float32 and bool (see `cers.data.case.Batch`).
+
+        Raises:
+            KeyError: an id is not that of a case of the table.
+        """
+        for case_id in ids:
+            if case_id not in self._ids:
+                raise KeyError(case_id)
         fields: dict[str, Tensor] = {}
         if self.report_width is not None:
             fields["report_tokens"], fields["report_padding"] = self._report.tokens(ids)
