@@ -65,7 +65,7 @@ def grid(side: int) -> tuple[Plane, Plane]:
 @lru_cache(maxsize=32)
 def _bumps(side: int, cells: int) -> Plane:
     axis = (np.arange(side) + 0.5) / side * cells
-    weights: Plane = np.exp(-((axis[:, None] - np.arange(-1, cells + 1) - 0.5) ** 2) / 0.6)
+    weights: Plane = np.exp(-((axis[:, None] - np.arange(-1, cells + 1) - 0.5) ** 2) / 1.1)
     weights /= np.sqrt(np.square(weights).sum(axis=1, keepdims=True))
     return weights
 
@@ -106,7 +106,7 @@ def _draw_ct(rng: np.random.Generator, side: int, drift: float) -> Body:
     inside = np.maximum(*(_edge(lung.radius(side) * waver, 0.07) for lung in lungs))
     heart = _edge(Ellipse(0.12, -0.18, 0.27, 0.3).radius(side) * waver, 0.1)
     inside = inside * (1 - heart)
-    air = 0.11 + 0.02 * field(rng, side, 6, drift) + 0.2 * _vessels(rng, side, drift, 18)
+    air = 0.11 + 0.02 * field(rng, side, 6, drift) + 0.2 * _vessels(rng, side, drift, 26)
     return Body(picture * (1 - inside) + air * inside, inside, lungs)
 
 
@@ -119,7 +119,7 @@ def _draw_mr(rng: np.random.Generator, side: int, drift: float) -> Body:
     brain = Ellipse(0, 0, wide, high)
     depth = brain.radius(side) * waver
     inside = _edge(depth, 0.06)
-    folds = np.exp(-((field(rng, side, 17, drift) / 0.35) ** 2)) * np.clip((depth - 0.45) / 0.5, 0, 1)
+    folds = np.exp(-((field(rng, side, 24, drift) / 0.35) ** 2)) * np.clip((depth - 0.45) / 0.5, 0, 1)
     tissue = 0.47 + 0.025 * field(rng, side, 8, drift) - 0.06 * np.clip(depth, 0, 1) - 0.13 * folds
     tissue -= 0.2 * np.exp(-((x / 0.02) ** 2)) * np.clip((depth - 0.5) / 0.3, 0, 1)
     span = 0.26 + 0.05 * np.sin(drift)
@@ -144,7 +144,7 @@ def _draw_xray(rng: np.random.Generator, side: int, drift: float) -> Body:
     heart = _edge(Ellipse(0.13, 0.26, 0.32, 0.32).radius(side) * waver, 0.2)
     trunk = 0.66 * _edge(np.abs(x) / (0.93 - 0.12 * np.clip(-y, 0, 1)), 0.06)
     picture = trunk + 0.03 * field(rng, side, 6, drift)
-    lung = 0.3 + 0.02 * field(rng, side, 7, drift) + 0.07 * _vessels(rng, side, drift, 11)
+    lung = 0.3 + 0.02 * field(rng, side, 7, drift) + 0.07 * _vessels(rng, side, drift, 18)
     picture = picture * (1 - inside) + lung * inside
     arcs = np.cos(2 * np.pi * (y * 4.2 - 1.5 * x * x + rng.uniform(0, 1) + 0.05 * drift))
     picture += 0.06 * np.clip(arcs * 2 - 0.7, 0, 1) * trunk
@@ -166,7 +166,7 @@ def draw_focus(focus: Focus, body: Body, rng: np.random.Generator, drift: float)
     side = body.picture.shape[0]
     distance = _outline_distance(focus, side)
     extent = (distance < 1) & (body.inside > 0.5)
-    grain = field(rng, side, 42, drift)
+    grain = field(rng, side, 60, drift)
     profile = np.ones_like(distance)
     if focus.trait == "mottled":
         profile = np.clip(1 + 0.6 * grain, 0.1, 2.2)
