@@ -146,9 +146,9 @@ def _heard(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _show_report(report: CheckReport) -> None:
-    title = f"{report.path} (layout {report.layout})"
+    say(f"{report.path} (layout {report.layout})\n")
     counts: list[list[Cell]] = [[name, count] for name, count in report.counts.items() if count]
-    say_table(["found", "count"], counts, title)
+    say_table(["found", "count"], counts)
     if report.masks:
         say("")
         masks: list[list[Cell]] = [[kind.values, kind.lesion or "in doubt", len(kind.masks)] for kind in report.masks]
@@ -165,7 +165,7 @@ def _show_problems(report: CheckReport) -> None:
     for (level, kind), problems in by_kind.items():
         say(f"\n{level} {kind} ({len(problems)})")
         for problem in problems[:_SHOWN]:
-            say(f"  {problem.where.removeprefix(report.path).lstrip('/')}: {problem.message}")
+            say(f"  {problem.where.removeprefix(f'{report.path}/')}: {problem.message}")
         if len(problems) > _SHOWN:
             say(f"  … {len(problems) - _SHOWN} more; --json lists all")
 
@@ -199,5 +199,6 @@ def _show_split(split: Split, rows: dict[str, dict[str, Any]], out: Path, as_jso
     lines: list[list[Cell]] = [[name, *(row[name] for row in rows.values())] for name in _MEASURES]
     for name in sorted({name for row in rows.values() for name in row["classes"]}):
         lines.append([f"class {name}", *(row["classes"].get(name, 0) for row in rows.values())])
-    say_table(["part", *rows], lines, f"{split.strategy} split, seed {split.seed}")
-    say(f"written to {out} (hash {split.hash[:12]})")
+    say(f"{split.strategy} split, seed {split.seed}\n")
+    say_table(["part", *rows], lines)
+    say(f"\nwritten to {out} (hash {split.hash[:12]})")
