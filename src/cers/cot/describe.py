@@ -95,11 +95,15 @@ _IMAGE: Mapping[str, _Scale] = {
     "level": ((0.33, 0.36, 0.385, 0.42), ("dim", "dusky", "balanced", "light", "luminous")),
     "detail": ((0.034, 0.04, 0.045, 0.052), ("featureless", "soft", "textured", "detailed", "crowded")),
 }
-_SIZES = {"tiny": 0.006, "small": 0.012, "medium": 0.025, "medium-sized": 0.025, "large": 0.05, "extensive": 0.08}
 _DENSE = re.compile(r"\b(?:ct|tomograph\w*|x-?rays?|radiograph\w*|chest|lungs?|pulmonary|cr|dx)\b", re.IGNORECASE)
 _UNSAID = re.compile(
     r"\b(?:an?|the|with|of|in|on|at|and|or|is|are|there|this|that|show(?:s|ing)?|scan|images?|slice|view|left|right"
     r"|upper|lower|middle|all|superior|inferior|anterior|posterior|quadrant|sided?)\b"
+)
+_NOT_A_NAME = re.compile(
+    r"lesions?|tum(?:ou?)rs?|mass(?:es)?|areas?|regions?|axial|coronal|sagittal|transverse|mri?|ct|x-?ray|chest|t[12]\S*"
+    r"|flair|contrast\S*|tiny|small|medium\S*|large|huge|extensive|single|solitary|multiple|several|few|many|no|zero"
+    r"|one|two|three|four|five|six|seven|eight|nine|ten|\d+\S*"
 )
 
 
@@ -124,12 +128,12 @@ def describe(
     report = report if use_report else None
     view = scene(image)
     if mask is None:
-        region = most_conspicuous(view, _reported_area(report))
+        region = most_conspicuous(view)
     else:
         region = fit(mask.astype(np.uint8) * np.uint8(255), cv2.INTER_AREA) >= 128
         region = region if region.any() else fit(mask.astype(np.uint8), cv2.INTER_NEAREST).astype(bool)
     words = {f"image_{name}": word for name, word in _worded(measure_image(view), _IMAGE, "").items()}
-    words["finding"] = _finding(report)
+    words |= _reported(report)
     if region is None or not region.any():
         return _nothing_found(words)
     x = "dense" if _is_dense(view, report, modality) else "intense"
@@ -142,14 +146,14 @@ def _worded(measured: Mapping[str, float], scales: Mapping[str, _Scale], x: str)
 
 def _written(w: Mapping[str, str]) -> Rationale:
     return Rationale(
-        texture=f"{w['heterogeneity'].capitalize()}, {w['contrast']}, {w['core']}; {w['level']}, {w['graininess']} "
-        f"{w['entropy']} with {w['bright_foci']} and {w['dark_foci']}; {w['image_noise']} noise.",
-        boundary=f"Margin {w['sharpness']} and {w['sharp_share']}; outline {w['solidity']} and {w['circularity']}, "
-        f"{w['eccentricity']} in shape.",
-        context=f"{w['depth'].capitalize()} in {w['surroundings']} surroundings beside {w['dark_neighbour']}, "
-        f"{w['bright_neighbour']}; {w['look_alikes']} look-alikes elsewhere. {_background(w)}",
-        summary=f"{w['size'].capitalize()} {w['count']} {w['heterogeneity']} {w['contrast']} lesion{w['finding']}, "
-        f"{w['sharpness']} and {w['circularity']}.",
+        texture=f"{w['heterogeneity'].capitalize()}, {w['contrast']} {w['lesion']}, {w['core']}; {w['level']}, "
+        f"{w['graininess']} {w['entropy']} with {w['bright_foci']} and {w['dark_foci']}; {w['image_noise']} noise.",
+        boundary=f"Margin of the {w['lesion']} {w['sharpness']} and {w['sharp_share']}; outline {w['solidity']} and "
+        f"{w['circularity']}, {w['eccentricity']} in shape.",
+        context=f"{w['depth'].capitalize()} {w['lesion']} in {w['surroundings']} surroundings beside "
+        f"{w['dark_neighbour']}, {w['bright_neighbour']}; {w['look_alikes']} look-alikes elsewhere. {_background(w)}",
+        summary=f"{w['size'].capitalize()} {w['count']} {w['contrast']} {w['lesion']}, {w['depth']}, {w['sharpness']} "
+        f"and {w['sharp_share']}, beside {w['dark_neighbour']}; {w['look_alikes']} look-alikes{w['reported']}.",
     )
 
 
@@ -158,7 +162,7 @@ def _nothing_found(w: Mapping[str, str]) -> Rationale:
         texture=f"No focal change of texture; {w['image_noise']} noise.",
         boundary="No lesion margin to be seen.",
         context=_background(w),
-        summary=f"No focal lesion stands out{w['finding']}.",
+        summary=f"No focal lesion stands out{w['reported']}.",
     )
 
 
@@ -176,14 +180,12 @@ def _is_dense(view: Scene, report: str | None, modality: str | None) -> bool:
     return bool(_DENSE.search(stated)) or airy_spaces(view) is not None
 
 
-def _finding(report: str | None) -> str:
-    """Finding, number and size in the report's own words, without the words that state a position."""
+def _reported(report: str | None) -> dict[str, str]:
+    """The finding's name, and all that is said of finding, number and size, without words that state a position."""
     said = _UNSAID.sub(" ", (report or "").lower())
-    words = list(dict.fromkeys(re.findall(r"[a-z0-9][a-z0-9-]*", said)))
-    return f", reported as {' '.join(words[:12])}" if words else ""
-
-
-def _reported_area(report: str | None) -> float:
-    """The share of the body to look for, by the report's word for size."""
-    words = re.findall(r"[a-z-]+", (report or "").lower())
-    return next((_SIZES[word] for word in words if word in _SIZES), 0.025)
+    words = list(dict.fromkeys(re.findall(r"[a-z0-9][a-z0-9-]*", said)))[:12]
+    name = [word for word in words if not _NOT_A_NAME.fullmatch(word)]
+    return {
+        "lesion": " ".join([*name[:4], "lesion"]),
+        "reported": f", reported as {' '.join(words)}" if words else "",
+    }

@@ -127,7 +127,7 @@ def _edge(scene: Scene, region: Mask) -> dict[str, float]:
     """Gradient along the contour, and the share of the contour that stands out from the noise."""
     gradient = np.hypot(cv2.Sobel(scene.grey, cv2.CV_32F, 1, 0), cv2.Sobel(scene.grey, cv2.CV_32F, 0, 1)) / 8
     small = cv2.erode(region.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
-    contour = gradient[region & ~small]
+    contour = gradient[region & ~small] if (region & ~small).any() else gradient[region]
     return {
         "sharpness": float(contour.mean()),
         "sharp_share": float((contour > max(0.04, 2 * scene.noise)).mean()),

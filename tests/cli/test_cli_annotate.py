@@ -1,0 +1,79 @@
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from cers.cli.annotate import app
+from cers.cot.rationale import parse_rationale
+from cers.data.layouts import load_cases
+from cers.data.splits import make_split, save_split
+from cers.errors import CersError
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("set")
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    for i in range(12):
+        image = np.full((80, 80), 90, np.uint8)
+        mask = np.zeros((80, 80), np.uint8)
+        cv2.circle(mask, (25 + 2 * i, 40), 5 + i % 4, 255, cv2.FILLED)
+        image[mask > 0] = 200
+        image = (image + rng.integers(0, 12, image.shape)).astype(np.uint8)
+        cv2.imwrite(str(root / "images" / f"case{i}.png"), image)
+        cv2.imwrite(str(root / "masks" / f"case{i}.png"), mask)
+    split = root.parent / "split.json"
+    save_split(make_split(load_cases(root), strategy="paper", labelled=0.5, val=0.2, test=0.2), split)
+    return root, split
+
+
+def test_offline_writes_what_training_reads(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    root, split = dataset
+    out = tmp_path / "rationales.csv"
+    result = RUNNER.invoke(app, ["offline", str(root), "--split", str(split), "--out", str(out), "--no-report"])
+    assert result.exit_code == 0, result.output
+    labelled = set(json.loads(split.read_text(encoding="utf-8"))["labelled"])
+    cases = load_cases(root, rationales=out)
+    assert len(cases) == 12
+    assert all(parse_rationale(case.rationale or "") for case in cases)
+    assert {case.id for case in cases if case.mask_rationale} == labelled
+    assert f"rationales written {12 + len(labelled)}" in " ".join(result.stdout.split())
+    again = RUNNER.invoke(app, ["offline", str(root), "--split", str(split), "--out", str(out), "--no-report"])
+    assert "rationales written 0" in " ".join(again.stdout.split())
+
+
+def test_audit_lists_malformed_rows_and_fails(tmp_path: Path) -> None:
+    path = tmp_path / "cot.csv"
+    good = "Texture: aa.\nBoundary: bb.\nContext: cc.\nSummary: dd."
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(
+            [("image", "cot"), ("a", good), ("b", "I'm sorry, I can't help."), ("c", "Texture: x")]
+        )
+    result = RUNNER.invoke(app, ["audit", str(path)])
+    assert result.exit_code == 1
+    assert "b malformed: a refusal" in result.stdout
+    assert "c malformed: missing boundary, context, summary" in result.stdout
+    pd.DataFrame({"image": ["a"], "cot": [good]}).to_csv(path, index=False)
+    result = RUNNER.invoke(app, ["audit", str(path)])
+    assert result.exit_code == 0
+    assert "no flaw found" in result.stdout
+
+
+def test_mistakes_are_one_line(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    root, split = dataset
+    result = RUNNER.invoke(app, ["audit", str(tmp_path / "absent.csv")])
+    assert isinstance(result.exception, CersError)
+    foreign = tmp_path / "split.json"
+    foreign.write_text(split.read_text(encoding="utf-8").replace("case", "other"), encoding="utf-8")
+    result = RUNNER.invoke(app, ["offline", str(root), "--split", str(foreign), "--out", str(tmp_path / "o.csv")])
+    assert isinstance(result.exception, CersError)
+    assert not (tmp_path / "o.csv").exists()
