@@ -59,8 +59,7 @@ def probe(how: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_answers_within_half_a_second_of_processor_time() -> None:
     # Processor time, not wall time: other tests may be running beside this one.
-    best = min(processor_seconds() for _ in range(5))
-    assert best < 0.5
+    assert any(processor_seconds() < 0.5 for _ in range(5))
 
 
 def processor_seconds() -> float:

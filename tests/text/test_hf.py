@@ -159,7 +159,7 @@ def test_fingerprint_follows_the_weights(cxr_like: Path) -> None:
 def test_weights_that_do_not_fit_are_refused(cxr_like: Path) -> None:
     weights = torch.load(cxr_like / "pytorch_model.bin", weights_only=True)
     torch.save({k.replace("layer.1", "layer..1"): v for k, v in weights.items()}, cxr_like / "pytorch_model.bin")
-    with pytest.raises(CersError, match=r"its weights lack encoder\.layer\.1"):
+    with pytest.raises(CersError, match=r"its weights lack .*encoder\.layer\.1"):
         HFEncoder(cxr_like)
 
 
