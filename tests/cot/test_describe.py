@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from cers.cot.candidate import most_conspicuous
+from cers.cot.candidate import airy_spaces, most_conspicuous
 from cers.cot.describe import describe
 from cers.cot.measure import scene
 from cers.cot.rationale import audit_rationale, parse_rationale, render
@@ -94,7 +94,7 @@ def test_blur_softens_the_margin() -> None:
 
 def test_finds_the_lesion_without_mask_and_says_much_the_same() -> None:
     image, mask = head()
-    found = most_conspicuous(scene(image))
+    found = most_conspicuous(scene(image), airy_spaces(scene(image)))
     assert found is not None
     assert (found & mask).sum() / (found | mask).sum() > 0.7
     free, informed, elsewhere = (
@@ -110,7 +110,7 @@ def test_finds_opacities_in_air_filled_spaces() -> None:
     mask = np.zeros_like(image)
     cv2.circle(mask, (48, 100), 12, 1, cv2.FILLED)
     image[mask > 0] = 110
-    found = most_conspicuous(scene(image))
+    found = most_conspicuous(scene(image), airy_spaces(scene(image)))
     assert found is not None
     assert found[mask > 0].mean() > 0.8
     assert "hyperdense" in describe(image).texture

@@ -15,7 +15,9 @@ _SHOWN = 20
 def offline(
     path: Annotated[Path, typer.Argument(help="Folder or manifest of the dataset.")],
     split: Annotated[Path, typer.Option(help="Split file; only masks of its labelled cases are opened.")],
-    out: Annotated[Path, typer.Option(help="CSV to write, or to complete.")] = Path("rationales.csv"),
+    out: Annotated[Path, typer.Option(help="CSV to write, or to complete: texts in it are kept.")] = Path(
+        "rationales.csv"
+    ),
     layout: Annotated[str, typer.Option(help="Layout of the dataset.")] = "auto",
     negatives: Annotated[bool, typer.Option("--negatives", help="Add the dataset's lesion-free images.")] = False,
     modality: Annotated[str | None, typer.Option(help="For example MR, CT or X-ray; else the report decides.")] = None,
@@ -43,7 +45,7 @@ def offline(
         )
     rows = [("cases", len(cases)), ("of them labelled", len(labelled))]
     rows += [("rationales written", summary.written), ("kept from before", summary.kept)]
-    say_table(("", "count"), [*rows, ("problems", len(summary.problems))], title=str(out))
+    say_table(("", "count"), [*rows, ("problems", len(summary.problems))])
     _list(summary.problems)
     say(f"train on them with data.rationales={out}")
 
@@ -59,7 +61,7 @@ def audit(path: Annotated[Path, typer.Argument(help="CSV with the columns image,
     if not flaws:
         say(f"{path}: no flaw found")
         return
-    say_table(("flaw", "rationales"), sorted(kinds.items()), title=str(path))
+    say_table(("flaw", "rationales"), sorted(kinds.items()))
     flaws.sort(key=lambda item: not item[2].startswith("malformed"))
     _list([" ".join(filter(None, (image, role, flaw))) for image, role, flaw in flaws], all_of=kinds["malformed"])
     raise typer.Exit(1 if kinds["malformed"] else 0)

@@ -35,9 +35,8 @@ class Blob:
     asymmetry: float
 
 
-def most_conspicuous(scene: Scene) -> Mask | None:
-    """The region (H,W) that stands out most, or None."""
-    airy = airy_spaces(scene)
+def most_conspicuous(scene: Scene, airy: Mask | None) -> Mask | None:
+    """The region (H,W) that stands out most, or None; `airy` is what `airy_spaces` returned."""
     if airy is not None:
         return _dense_in(scene, airy)
     blobs = find_blobs(scene)
@@ -71,7 +70,8 @@ def find_blobs(scene: Scene) -> list[Blob]:
     inner = depth > 0.12
     difference = grey - cv2.GaussianBlur(mirrored(grey, body.astype(bool)), (0, 0), 1.5)
     blobs = []
-    for level in np.linspace(*np.quantile(grey[inner], (0.03, 0.995)), _LEVELS):
+    low, high = (float(v) for v in np.quantile(grey[inner], (0.03, 0.995)))
+    for level in np.linspace(low, high, _LEVELS):
         for bright in (True, False):
             chosen = ((grey > level) == bright) & inner
             blobs += _blobs(chosen.astype(np.uint8), grey, depth, difference, float(body.sum()))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cers.cot.candidate import airy_spaces, most_conspicuous
-from cers.cot.measure import Scene, fit, measure_image, measure_region, scene
+from cers.cot.measure import fit, measure_image, measure_region, scene
 from cers.cot.rationale import Rationale
 
 # Words for each measurement, with the values at which one gives way to the next. The cuts lie near the quantiles of
@@ -76,7 +76,7 @@ _REGION: Mapping[str, _Scale] = {
     "surroundings": ((0.08, 0.12, 0.17), ("quiet", "even", "uneven", "busy")),
     "dark_neighbour": (
         (0.02, 0.15, 0.35),
-        ("no dark cavity", "a minor dark cavity", "dark cavities", "broad dark cavities"),
+        ("away from dark cavities", "beside a minor dark cavity", "beside dark cavities", "beside broad dark cavities"),
     ),
     "bright_neighbour": (
         (0.005, 0.05),
@@ -101,7 +101,7 @@ _UNSAID = re.compile(
     r"|upper|lower|middle|all|superior|inferior|anterior|posterior|quadrant|sided?)\b"
 )
 _NOT_A_NAME = re.compile(
-    r"lesions?|tum(?:ou?)rs?|mass(?:es)?|areas?|regions?|axial|coronal|sagittal|transverse|mri?|ct|x-?ray|chest|t[12]\S*"
+    r"lesions?|infected|affected|tum(?:ou?)rs?|mass(?:es)?|areas?|regions?|axial|coronal|sagittal|transverse|mri?|ct|x-?ray|chest|t[12]\S*"
     r"|flair|contrast\S*|tiny|small|medium\S*|large|huge|extensive|single|solitary|multiple|several|few|many|no|zero"
     r"|one|two|three|four|five|six|seven|eight|nine|ten|\d+\S*"
 )
@@ -127,8 +127,9 @@ def describe(
         raise ValueError(f"mask {mask.shape} does not fit image {image.shape[:2]}")
     report = report if use_report else None
     view = scene(image)
+    airy = airy_spaces(view)
     if mask is None:
-        region = most_conspicuous(view)
+        region = most_conspicuous(view, airy)
     else:
         region = fit(mask.astype(np.uint8) * np.uint8(255), cv2.INTER_AREA) >= 128
         region = region if region.any() else fit(mask.astype(np.uint8), cv2.INTER_NEAREST).astype(bool)
@@ -136,8 +137,9 @@ def describe(
     words |= _reported(report)
     if region is None or not region.any():
         return _nothing_found(words)
-    x = "dense" if _is_dense(view, report, modality) else "intense"
-    return _written(words | _worded(measure_region(view, region), _REGION, x))
+    x = "dense" if _is_dense(airy is not None, report, modality) else "intense"
+    measured = measure_region(view, region, view.body if airy is None else airy)
+    return _written(words | _worded(measured, _REGION, x))
 
 
 def _worded(measured: Mapping[str, float], scales: Mapping[str, _Scale], x: str) -> dict[str, str]:
@@ -150,10 +152,10 @@ def _written(w: Mapping[str, str]) -> Rationale:
         f"{w['graininess']} {w['entropy']} with {w['bright_foci']} and {w['dark_foci']}; {w['image_noise']} noise.",
         boundary=f"Margin of the {w['lesion']} {w['sharpness']} and {w['sharp_share']}; outline {w['solidity']} and "
         f"{w['circularity']}, {w['eccentricity']} in shape.",
-        context=f"{w['depth'].capitalize()} {w['lesion']} in {w['surroundings']} surroundings beside "
+        context=f"{w['depth'].capitalize()} {w['lesion']} in {w['surroundings']} surroundings "
         f"{w['dark_neighbour']}, {w['bright_neighbour']}; {w['look_alikes']} look-alikes elsewhere. {_background(w)}",
         summary=f"{w['size'].capitalize()} {w['count']} {w['contrast']} {w['lesion']}, {w['depth']}, {w['sharpness']} "
-        f"and {w['sharp_share']}, beside {w['dark_neighbour']}; {w['look_alikes']} look-alikes{w['reported']}.",
+        f"and {w['sharp_share']}, {w['dark_neighbour']}; {w['look_alikes']} look-alikes{w['reported']}.",
     )
 
 
@@ -173,11 +175,11 @@ def _background(w: Mapping[str, str]) -> str:
     )
 
 
-def _is_dense(view: Scene, report: str | None, modality: str | None) -> bool:
+def _is_dense(airy: bool, report: str | None, modality: str | None) -> bool:
     stated = " ".join(filter(None, (modality, report)))
     if re.search(r"\b(?:mri?|t1|t2|flair)\b", stated, re.IGNORECASE):
         return False
-    return bool(_DENSE.search(stated)) or airy_spaces(view) is not None
+    return airy or bool(_DENSE.search(stated))
 
 
 def _reported(report: str | None) -> dict[str, str]:

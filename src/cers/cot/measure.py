@@ -89,13 +89,13 @@ def measure_image(scene: Scene) -> dict[str, float]:
     }
 
 
-def measure_region(scene: Scene, region: Mask) -> dict[str, float]:
-    """Measurements of a non-empty `region` (H,W) against what surrounds it."""
+def measure_region(scene: Scene, region: Mask, organ: Mask) -> dict[str, float]:
+    """Measurements of a non-empty `region` (H,W) against what surrounds it within `organ` (H,W)."""
     grey, body = scene.grey, scene.body
     inside = cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, 3)
     outside = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, 3)
     reach = max(2.0, 0.35 * np.sqrt(region.sum() / np.pi))
-    ring = (outside > 1) & (outside <= 1 + reach) & body
+    ring = (outside > 1) & (outside <= 1 + reach) & organ
     rim, core = region & (inside <= inside.max() / 2), region & (inside > inside.max() / 2)
     values, around = grey[region], grey[ring] if ring.any() else grey[body]
     return {
