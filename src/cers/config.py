@@ -30,7 +30,7 @@ class DataConfig(Section):
     """Which images, in which layout and at which size."""
 
     path: Path = Field(Path("phantom"), description="folder or manifest of the dataset")
-    layout: str = Field("auto", description="auto, brisc, mosmed, qata, cers, folder or manifest")
+    layout: str = Field("auto", description="auto, brisc, qata, nnunet, manifest, cers, mosmed or folder")
     split: Path | None = Field(None, description="split file made by `cers data split`")
     labelled: float | int | None = Field(
         None, description="share (<=1.0) or count of training cases whose mask is used"
@@ -41,13 +41,18 @@ class DataConfig(Section):
     image_size: int = Field(224, ge=32, description="side of the square network input, pixels")
     cache: Path = Field(Path(".cers-cache"), description="folder for decoded images and text embeddings")
     rationales: Path | None = Field(None, description="CSV of rationales that replace those of the dataset")
-    flips: bool = Field(True, description="left/right flips; always off for methods that read text")
+    flips: bool = Field(
+        True, description="left/right flips; a method that reads text never flips a case whose texts name a side"
+    )
 
 
 class TextConfig(Section):
     """Frozen text encoders of report and rationale."""
 
-    report: str | None = Field("tfidf", description="encoder of reports: tfidf, minilm, hf:<model>[@revision], none")
+    report: str | None = Field(
+        "tfidf",
+        description="encoder of reports: tfidf, minilm, cxr-bert, clinicalbert, hf:<model>, a folder, none",
+    )
     cot: str | None = Field("tfidf", description="encoder of rationales: as above")
     max_report_tokens: int = Field(128, ge=1)
     max_cot_tokens: int = Field(256, ge=1)

@@ -1,6 +1,7 @@
 """Writing files so that a kill at any moment leaves either the old content or the new."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from cers.errors import CersError
@@ -18,5 +19,6 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         temporary.write_bytes(data.encode("utf-8") if isinstance(data, str) else data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise CersError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from None

@@ -50,9 +50,13 @@ class BatchMaker:
         draws: Sequence[int],
         flips: bool,
         strong_views: int,
+        keep_sides: bool = False,
         with_masks: bool = True,
     ) -> Batch:
-        """The cases in their `draws`-th random view each; masks as in `clean`."""
+        """The cases in their `draws`-th random view each; masks as in `clean`.
+
+        With `keep_sides` a case whose texts name a side is not flipped: its words would be wrong.
+        """
         masked = self._masked(ids, with_masks)
         views = [
             augment(
@@ -61,7 +65,7 @@ class BatchMaker:
                 seed=seed,
                 draw=draw,
                 case_id=i,
-                flips=flips,
+                flips=flips and not (keep_sides and self.cases[i].names_side),
                 strong_views=strong_views,
             )
             for i, draw in zip(ids, draws, strict=True)
@@ -135,6 +139,7 @@ def training_batches(
     steps: int,
     flips: bool,
     strong_views: int,
+    keep_sides: bool = False,
     workers: int = 0,
 ) -> Iterator[SemiBatch]:
     """The batches of steps `first_step` to `first_step + steps - 1` of an endless run.
@@ -155,6 +160,7 @@ def training_batches(
         steps,
         flips,
         strong_views,
+        keep_sides,
     )
     return iter(
         DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_one_thread)
@@ -195,6 +201,7 @@ class _Steps(Dataset[SemiBatch]):
     steps: int
     flips: bool
     strong_views: int
+    keep_sides: bool
 
     def __len__(self) -> int:
         return self.steps
@@ -214,6 +221,7 @@ class _Steps(Dataset[SemiBatch]):
             draws=draws,
             flips=self.flips,
             strong_views=self.strong_views,
+            keep_sides=self.keep_sides,
             with_masks=with_masks,
         )
 

@@ -172,7 +172,8 @@ class Trainer:
             seed=self.config.seed,
             first_step=self.state.step,
             steps=span.end - self.state.step,
-            flips=self.config.data.flips and not self.method.reads_text,
+            flips=self.config.data.flips,
+            keep_sides=self.method.reads_text,
             strong_views=self.method.strong_views,
             workers=train.workers,
         )
@@ -191,7 +192,13 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.state.seconds += seconds
         parts = {name: float(value) for name, value in losses[-1].logs.items()}
-        row = {"kind": "step", "step": step + 1, "stage": span.stage.name, "loss": float(losses[-1].loss), "lr": lr}
+        row = {
+            "kind": "step",
+            "step": step + 1,
+            "stage": span.stage.name,
+            "loss": float(losses[-1].loss.detach()),
+            "lr": lr,
+        }
         log.write({**row, **parts, "seconds": round(seconds, 4)})
 
     def _results(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:

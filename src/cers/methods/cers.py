@@ -202,7 +202,7 @@ class CERS(Method):
         reference = attention = None
         if evidence is not None and self.fusion is not None:
             tokens = self.pool.tokens[evidence.index]
-            reference, attention = self.fusion(features[-1], tokens, evidence.valid, need_weights=need_attention)
+            reference, attention = self.fusion(features[-1], tokens, evidence.valid, need_attention=need_attention)
         base = self.base_decoder(attended, batch.size)
         return self.retrieval_decoder(attended, reference, batch.size), base, attention
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """One text: `tokens` (L,D) float32, and `pooled` (D,) float32 of unit length."""
+    """One text: `tokens` (L,D) float32, and `pooled` (D,) float32 of unit length, or zero for unknown words only."""
 
     tokens: NDArray[np.float32]
     pooled: NDArray[np.float32]

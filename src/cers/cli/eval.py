@@ -1,0 +1,57 @@
+"""`cers eval`: evaluate a run, case by case."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cers.cli.console import progress, say, say_json, say_table
+
+
+def eval(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    data: Annotated[Path | None, typer.Option(help="Another dataset with masks to score instead.")] = None,
+    layout: Annotated[str, typer.Option(help="Layout of --data.")] = "auto",
+    part: Annotated[str, typer.Option(help="test or val, of the run's own split.")] = "test",
+    pool: Annotated[
+        Path | None, typer.Option(help="A knowledge pool to retrieve from instead of the run's own.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Evaluate a run: Dice, IoU, HD95, ASSD and NSD per case, with intervals, and the quality of its retrieval."""
+    from cers.evaluate.retrieval import strategy_rows
+    from cers.evaluation import evaluate
+
+    with progress("scoring", 0) as advance:
+        done = 0
+
+        def on_case(count: int, total: int) -> None:
+            nonlocal done
+            advance(count - done, f"{count} of {total}")
+            done = count
+
+        summary = evaluate(run, data=data, layout=layout, part=part, pool=pool, on_case=on_case)
+    if as_json:
+        say_json(summary)
+        return
+    _show(summary)
+    if "retrieval" in summary:
+        head, *rows = strategy_rows(summary["retrieval"])
+        say_table(head, rows, title="Retrieval, by strategy")
+    say(f"per case: {run / 'eval' / 'cases.csv'}; next: cers report {run}")
+
+
+def _show(summary: dict[str, Any]) -> None:
+    rows = []
+    for branch, parts in summary["branches"].items():
+        for name, part in {"all": parts["all"], **parts["by_class"], **parts["by_size"]}.items():
+            metrics = part["metrics"]
+            dice = metrics["dice"]
+            interval = "–" if dice["low"] is None else f"{dice['low']:.4f} to {dice['high']:.4f}"
+            others = [metrics[m]["mean"] for m in ("iou", "hd95", "assd", "nsd")]
+            missed = part["missed"]
+            rows.append(
+                [branch, name, part["n"], dice["mean"], interval, *others, f"{missed['count']} of {missed['of']}"]
+            )
+    head = ["branch", "cases", "N", "Dice", "95 % interval", "IoU", "HD95", "ASSD", "NSD", "missed"]
+    say_table(head, rows, title="Scores (distances in pixels of the original image)")

@@ -1,0 +1,82 @@
+"""`cers train`: train a method into a run folder, or resume one."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cers.cli.console import Advance, note, progress, say
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings, e.g. data.path=brisc2025 train.steps=500 method.name=supervised"),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="A preset (paper, authors-code, cpu, screen, demo) or a YAML file.")
+    ] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="The new run's folder; default runs/<method>-seed<seed>.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing run.")] = False,
+) -> None:
+    """Train a method into a run folder, or resume one. Ctrl-C saves and says how to go on."""
+    from cers import run
+    from cers.config import load_config
+    from cers.errors import CersError
+
+    if resume is not None and (out is not None or overwrite):
+        raise CersError("--resume goes on in its own folder; leave out --out and --overwrite")
+    if resume is not None:
+        config = run.read_config(resume)
+        with training_progress(config.train.steps) as on_row:
+            run.resume(resume, overrides or (), on_row=on_row, on_decode=None)
+        say(f"trained: {resume}; next: cers eval {resume}")
+        return
+    config = load_config(preset, overrides or ())
+    folder = out or Path("runs") / f"{config.method.name}-seed{config.seed}"
+    with decoding_progress() as on_decode, training_progress(config.train.steps) as on_row:
+        run.train(config, folder, overwrite=overwrite, on_row=on_row, on_decode=on_decode)
+    say(f"trained: {folder}; next: cers eval {folder}")
+
+
+@contextmanager
+def training_progress(steps: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar that follows the rows of the log: loss parts, validation Dice, time left."""
+    with progress("training", steps or 0) as advance:
+        yield _Follower(advance)
+
+
+class _Follower:
+    """Turns rows of the log into progress."""
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance = advance
+        self.step = 0
+        self.dice = ""
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if row["kind"] == "validation":
+            self.dice = f" val Dice {row['declared']:.4f}"
+            note(f"step {row['step']}: validation Dice {row['declared']:.4f}{' (best so far)' if row['best'] else ''}")
+            return
+        skip = {"kind", "step", "stage", "lr", "seconds"}
+        parts = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in skip and value is not None)
+        self.advance(row["step"] - self.step, f"{row['stage']}: {parts}{self.dice}")
+        self.step = row["step"]
+
+
+@contextmanager
+def decoding_progress() -> Iterator[Callable[[int, int], None]]:
+    """Notes on decoding, which takes long only the first time."""
+    seen = 0
+
+    def told(done: int, total: int) -> None:
+        nonlocal seen
+        if done == total or done - seen >= 1000:
+            seen = done
+            note(f"decoded {done} of {total} files")
+
+    yield told

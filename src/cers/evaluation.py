@@ -1,0 +1,132 @@
+"""Scoring a run: its predictions against masks, its references against its queries."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cers.data.case import Case
+from cers.data.images import read_mask
+from cers.data.layouts import load_cases
+from cers.errors import CersError
+from cers.evaluate.retrieval import retrieval_quality
+from cers.evaluate.table import build_rows, summarise, write_cases_csv, write_summary
+from cers.files import write_atomic
+from cers.predict.prediction import CasePrediction
+from cers.predict.predictor import Predictor
+from cers.retrieval.pool import KnowledgePool
+from cers.run import Run, load_run
+
+THRESHOLD = 0.5
+OnCase = Callable[[int, int], None]
+
+
+def evaluate(
+    folder: Path,
+    *,
+    part: str = "test",
+    data: Path | None = None,
+    layout: str = "auto",
+    pool: Path | None = None,
+    out: Path | None = None,
+    on_case: OnCase | None = None,
+) -> dict[str, Any]:
+    """Score a run on its test (or `val`) part, or on every annotated case of another dataset `data`.
+
+    Writes into `out` (default `eval/` of the run, `eval-<name>/` for other data): `cases.csv`, `summary.json`, the
+    predicted masks as `masks/<id>.png` at the size of their images, and `evidence.jsonl` with every case's references.
+    Returns the summary: metrics by branch, and under "retrieval" the quality of every strategy.
+
+    Raises:
+        CersError: no trained run, no such part or dataset, or `pool` was built with another encoder.
+    """
+    run = load_run(folder)
+    cases = _own_cases(run, part) if data is None else _other_cases(data, layout, run)
+    out = out or folder / ("eval" if data is None and part == "test" else f"eval-{data.stem if data else part}")
+    predictor = Predictor(run, cases, pool=None if pool is None else load_pool(run, pool))
+    evidence: list[str] = []
+    rows = build_rows(_scored(predictor, cases, run, out, evidence, on_case))
+    summary = summarise(rows)
+    if retrieval := retrieval_table(predictor, cases, run):
+        summary["retrieval"] = retrieval
+    write_cases_csv(rows, out / "cases.csv")
+    write_atomic(out / "evidence.jsonl", "".join(evidence))
+    write_summary(summary, out / "summary.json")
+    return summary
+
+
+def load_pool(run: Run, folder: Path) -> KnowledgePool:
+    """A saved pool, if it fits the run's encoder.
+
+    Raises:
+        CersError: it does not.
+    """
+    from cers.engine.weights import fingerprint
+
+    return KnowledgePool.load(folder, encoder=fingerprint(run.method.encoder))
+
+
+def retrieval_table(predictor: Predictor, cases: Sequence[Case], run: Run) -> dict[str, Any]:
+    """For each strategy how much its references resemble their queries; empty for a method without retrieval."""
+    pool = run.method.pool
+    if pool is None or not len(pool):
+        return {}
+    known = run.cases()
+    entries = {
+        entry.id: known.get(entry.id, Case(entry.id, Path(), group=entry.group, label=entry.label))
+        for entry in pool.entries
+    }
+    return {
+        strategy: retrieval_quality(cases, references, entries)
+        for strategy, references in predictor.compare_retrieval().items()
+    }
+
+
+def truth_of(case: Case, run: Run, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The mask of an annotated case at the size (H,W) of its prediction; empty for a lesion-free one."""
+    if case.mask is None:
+        return np.zeros(shape, np.bool_)
+    mask = read_mask(case.mask, run.config.data.mask)
+    if mask.shape != shape:
+        mask = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST).astype(np.bool_)
+    return mask
+
+
+def _own_cases(run: Run, part: str) -> list[Case]:
+    parts = {"test": run.split.test, "val": run.split.val}
+    if part not in parts:
+        raise CersError(f"no part '{part}'; choose from: {', '.join(parts)}")
+    known = run.cases()
+    if not parts[part]:
+        raise CersError(f"the split of {run.folder} has no {part} cases; score other data with --data PATH")
+    return [known[id_] for id_ in parts[part]]
+
+
+def _other_cases(data: Path, layout: str, run: Run) -> list[Case]:
+    cases = [case for case in load_cases(data, layout, group_pattern=None) if case.annotated]
+    if not cases:
+        raise CersError(f"{data} has no annotated case to score; give one with masks")
+    return cases
+
+
+def _scored(
+    predictor: Predictor, cases: Sequence[Case], run: Run, out: Path, evidence: list[str], on_case: OnCase | None
+) -> Iterator[tuple[Case, CasePrediction, NDArray[np.bool_]]]:
+    for done, (case, prediction) in enumerate(zip(cases, predictor.predict(), strict=True), start=1):
+        _write_mask(out / "masks" / f"{case.id}.png", prediction.probability >= THRESHOLD)
+        references = [asdict(reference) for reference in prediction.references]
+        if references:
+            evidence.append(json.dumps({"id": case.id, "references": references}) + "\n")
+        if on_case is not None:
+            on_case(done, len(cases))
+        yield case, prediction, truth_of(case, run, prediction.probability.shape)
+
+
+def _write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
+    encoded = cv2.imencode(".png", mask.astype(np.uint8) * 255)[1]
+    write_atomic(path, encoded.tobytes())

@@ -1,0 +1,123 @@
+"""The report of a run: what it learned, how well, and for chosen cases why."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cers.data.case import Case
+from cers.data.images import read_image
+from cers.engine.log import read_log
+from cers.errors import CersError
+from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
+from cers.evaluation import truth_of
+from cers.files import write_atomic
+from cers.predict.prediction import CasePrediction, Reference
+from cers.predict.predictor import Predictor
+from cers.report.content import ReportData, ShownCase, ShownReference
+from cers.report.page import render_report
+from cers.report.select import pick_cases
+from cers.run import Run, load_run
+
+REJECTED_SHOWN = 5
+
+
+def report(folder: Path, *, n_each: int = 3, out: Path | None = None) -> Path:
+    """Write `report.html` of an evaluated run: curves, metrics, and best, median and worst cases with their evidence.
+
+    Raises:
+        CersError: the run is not there or not evaluated yet.
+    """
+    run = load_run(folder)
+    summary_file = folder / "eval" / "summary.json"
+    if not summary_file.is_file():
+        raise CersError(f"{folder} is not evaluated yet; run `cers eval {folder}` first")
+    rows = read_cases_csv(folder / "eval" / "cases.csv")
+    known = run.cases()
+    picked = pick_cases(rows, n_each)
+    data = ReportData(
+        title=f"{run.config.method.name} · {folder.name}",
+        config=run.config.model_dump(mode="json"),
+        summary=json.loads(summary_file.read_text(encoding="utf-8")),
+        log=read_log(folder / "log.jsonl"),
+        provenance=_provenance(run),
+        cases=_shown_cases(run, known, picked, rows),
+    )
+    path = out or folder / "report.html"
+    write_atomic(path, render_report(data))
+    return path
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    facts = run.facts
+    names = {
+        "method": "Method",
+        "encoder": "Encoder",
+        "encoder_weights": "Encoder weights",
+        "report_encoder": "Report encoder",
+        "cot_encoder": "Rationale encoder",
+        "labelled": "Labelled cases",
+        "unlabelled": "Unlabelled cases",
+        "validation": "Validation cases",
+        "test": "Test cases",
+        "split": "Split hash",
+        "seed": "Seed",
+        "cers": "cers version",
+        "torch": "torch version",
+    }
+    shown = {title: facts.get(name) for name, title in names.items()}
+    state = facts["state"]
+    return {**shown, "Best step": state["best_step"], "Training time (s)": round(state["seconds"], 1)}
+
+
+def _shown_cases(
+    run: Run, known: Mapping[str, Case], picked: Sequence[tuple[str, str]], rows: Sequence[CaseRow]
+) -> list[ShownCase]:
+    cases = [known[id_] for id_, _ in picked]
+    metrics = {row.id: row.metrics for row in declared_rows(rows)}
+    predictions = Predictor(run, cases).predict(compare_without_evidence=True)
+    return [
+        _shown_case(run, known, case, heading, prediction, vars(metrics[case.id]))
+        for (_, heading), case, prediction in zip(picked, cases, predictions, strict=True)
+    ]
+
+
+def _shown_case(
+    run: Run,
+    known: Mapping[str, Case],
+    case: Case,
+    heading: str,
+    prediction: CasePrediction,
+    metrics: Mapping[str, float],
+) -> ShownCase:
+    return ShownCase(
+        id=case.id,
+        heading=heading,
+        image=read_image(case.image),
+        truth=truth_of(case, run, prediction.probability.shape),
+        probability=prediction.probability,
+        branches=prediction.branches,
+        without_evidence=prediction.without_evidence,
+        metrics=metrics,
+        label=case.label,
+        report=case.report,
+        rationale=case.rationale,
+        references=[_shown_reference(run, known, r) for r in prediction.references],
+        rejected=[_shown_reference(run, known, r) for r in prediction.rejected[:REJECTED_SHOWN]],
+    )
+
+
+def _shown_reference(run: Run, known: Mapping[str, Case], reference: Reference) -> ShownReference:
+    case = known[reference.id]
+    image = read_image(case.image)
+    return ShownReference(
+        id=case.id,
+        image=image,
+        mask=truth_of(case, run, image.shape[:2]),
+        label=case.label,
+        report=case.report,
+        rationale=case.mask_rationale or case.rationale,
+        image_similarity=reference.image_similarity,
+        text_similarity=reference.text_similarity,
+        attention=reference.attention,
+    )
