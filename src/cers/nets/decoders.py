@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cers.nets.layers import Size, ladder, upsample
+from cers.nets.layers import Size, conv3x3_upsampled, ladder, upsample
 
 
 class ResidualUpBlock(nn.Module):
@@ -29,7 +29,7 @@ class ResidualUpBlock(nn.Module):
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
         shortcut = self.shortcut_norm(upsample(self.shortcut(x), size))
-        y = F.relu(self.norm1(self.conv1(upsample(x, size))))
+        y = F.relu(self.norm1(conv3x3_upsampled(x, self.conv1.weight, size)))
         return F.relu(self.norm2(self.conv2(y)) + shortcut)
 
 
@@ -44,7 +44,7 @@ class Head(nn.Module):
 
     def forward(self, x: Float[Tensor, "B _ _ _"], size: Size) -> Float[Tensor, "B 1 _ _"]:
         """(B,C,H,W) to logits (B,1,*size)."""
-        logits: Tensor = self.logit(F.relu(self.norm(self.conv(upsample(x, size)))))
+        logits: Tensor = self.logit(F.relu(self.norm(conv3x3_upsampled(x, self.conv.weight, size))))
         return logits
 
 

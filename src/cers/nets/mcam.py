@@ -117,14 +117,14 @@ class MCAMBlock(nn.Module):
         reference: Float[Tensor, "B _ H W"],
         skip: Float[Tensor, "B _ H W"] | None,
         size: Size,
-    ) -> Pair:
+    ) -> tuple[Float[Tensor, "B D _ _"], Float[Tensor, "B D _ _"]]:
         """x and reference (B,`inputs`,H,W), skip (B,`skip`,H,W) or None, to a pair (B,`outputs`,*size)."""
         if skip is not None:
             x = torch.cat([x, skip], dim=1)
         main = F.gelu(upsample(self.main(x), size))
         reference = F.gelu(upsample(self.reference(reference), size))
-        pair: Pair = self.mix(*self.gate(main, reference))
-        return pair
+        main, reference = self.mix(*self.gate(main, reference))
+        return main, reference
 
 
 class MCAMDecoder(nn.Module):
