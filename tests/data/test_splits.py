@@ -304,3 +304,15 @@ def test_a_split_of_another_dataset_is_refused(saved: tuple[Path, Split, list[Ca
         load_split(path, bare)
     more = [*cases, Case(id="new", image=NOWHERE)]
     assert check_split(load_split(path, more), more) == ["1 cases of the dataset are in no part, e.g. 'new'"]
+
+
+def test_limit_draws_whole_groups_and_keeps_the_shares() -> None:
+    cases = [Case(f"c{i:03d}", Path("x.png"), mask=Path("m.png"), group=f"g{i // 4}") for i in range(200)]
+    split = make_split(cases, clusters=[], limit=80, test=0.3)
+    used = [*split.labelled, *split.unlabelled, *split.val, *split.test]
+    assert 80 <= len(used) < 84
+    assert {Counter(i // 4 for i in (int(u[1:]) for u in used)).get(g) for g in {int(u[1:]) // 4 for u in used}} == {4}
+    assert abs(len(split.test) - 24) <= 4
+    assert make_split(cases, clusters=[], limit=80, test=0.3).hash == split.hash
+    with pytest.raises(CersError, match="at least 3"):
+        make_split(cases, clusters=[], limit=2)

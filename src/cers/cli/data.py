@@ -78,6 +78,7 @@ def split(
     seed: Seed = 0,
     val: Annotated[float, typer.Option(help="Share of annotated images for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of annotated images for testing.")] = 0.1,
+    limit: Annotated[int | None, typer.Option(help="Use only about this many images, in whole groups.")] = None,
     layout: Layout = "auto",
     negatives: Negatives = False,
     group_pattern: GroupPattern = None,
@@ -98,7 +99,9 @@ def split(
     if strategy in ("grouped", "official"):
         with _heard("comparing images") as heard:
             clusters = near_duplicates(cases, progress=heard)
-    made = make_split(cases, strategy=strategy, seed=seed, labelled=share, val=val, test=test, clusters=clusters)
+    made = make_split(
+        cases, strategy=strategy, seed=seed, labelled=share, val=val, test=test, clusters=clusters, limit=limit
+    )
     with _heard("reading masks") as heard:
         rows = _rows(made, cases, heard)
     save_split(made, out)

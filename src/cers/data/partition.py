@@ -38,6 +38,26 @@ def group_names(cases: Sequence[Case], clusters: Iterable[Sequence[str]]) -> dic
     return {case.id: names[c] for case, c in zip(cases, component.tolist(), strict=True)}
 
 
+def sample_groups(cases: Sequence[Case], groups: Mapping[str, str], limit: int, seed: int) -> list[Case]:
+    """Whole groups drawn at random until they hold `limit` cases: a smaller dataset with the same structure.
+
+    Raises:
+        CersError: `limit` is below 3, which no split can be made of.
+    """
+    if limit < 3:
+        raise CersError(f"a limit of {limit} cases leaves nothing to split; give at least 3, e.g. 1200")
+    names = np.random.default_rng(seed).permutation(sorted({groups[case.id] for case in cases})).tolist()
+    sizes = Counter(groups[case.id] for case in cases)
+    chosen: set[str] = set()
+    held = 0
+    for name in names:
+        if held >= limit:
+            break
+        chosen.add(name)
+        held += sizes[name]
+    return [case for case in cases if groups[case.id] in chosen]
+
+
 def by_image(cases: Sequence[Case], val: float, test: float, seed: int, keep: Collection[str] = ()) -> dict[str, str]:
     """The part of every id, the paper's way: annotated cases shuffled and cut; floor for training and validation.
 

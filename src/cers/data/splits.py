@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from cers.data.case import Case
 from cers.data.duplicates import near_duplicates
-from cers.data.partition import by_group, by_image, by_official, group_names, stratified_order
+from cers.data.partition import by_group, by_image, by_official, group_names, sample_groups, stratified_order
 from cers.errors import CersError, nearest
 from cers.files import write_atomic
 
@@ -76,14 +76,15 @@ def make_split(
     val: float = 0.1,
     test: float = 0.1,
     clusters: Sequence[Sequence[str]] | None = None,
+    limit: int | None = None,
 ) -> Split:
     """Deal `cases` out to training, validation and test; a pure function of its arguments.
 
     `grouped` keeps a patient, and a cluster of near-duplicate images, on one side; `paper` cuts 8:1:1 by image as the
     CERS paper does; `official` takes the dataset's own parts, and groups only to carve out what is missing. `clusters`
     of images that belong together default to `near_duplicates(cases)`, which reads the images; `paper` uses none.
-    `labelled` is a share, a count, or the very ids whose masks are used. Cases nobody annotated are never validated
-    or tested.
+    `limit` keeps only about that many cases, in whole groups, for protocols that must be quick. `labelled` is a
+    share, a count, or the very ids whose masks are used. Cases nobody annotated are never validated or tested.
 
     Raises:
         CersError: unknown strategy, impossible shares, ids without mask, or too few groups for the parts.
@@ -99,6 +100,8 @@ def make_split(
         if clusters is None:
             clusters = near_duplicates(cases)
         groups = group_names(cases, clusters)
+    if limit is not None:
+        cases = sample_groups(cases, groups, limit, seed)
     if strategy == "paper":
         part = by_image(cases, val, test, seed, chosen)
     elif strategy == "grouped":
