@@ -37,13 +37,14 @@ def two_stage_search(
 ) -> SearchResult:
     """The `candidates` allowed rows highest in `coarse`, re-ranked by `fine`; the best `k` are kept (paper, 2.2).
 
-    Exact, without a loop over queries. Ties go to the lower row, that is to the smaller id.
+    At least `k` candidates are considered. Exact, without a loop over queries. Ties go to the lower row, that is to the smaller id.
     """
     coarse_rows, coarse_valid = _best(coarse, allowed, max(candidates, k) if fine is not None else k)
     if fine is None:
         return SearchResult(coarse_rows, coarse_valid, coarse_rows, coarse_valid)
-    kept = torch.zeros_like(allowed).scatter_(1, coarse_rows, coarse_valid)
-    index, valid = _best(fine, kept, k)
+    # Invalid places repeat row 0: they add nothing there, where writing False would strike out a true candidate.
+    kept = torch.zeros_like(allowed, dtype=torch.uint8).scatter_add_(1, coarse_rows, coarse_valid.byte())
+    index, valid = _best(fine, kept > 0, k)
     return SearchResult(index, valid, coarse_rows, coarse_valid)
 
 
