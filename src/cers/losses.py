@@ -37,9 +37,7 @@ def contrastive_alignment(image: Tensor, cot: Tensor, log_scale: Tensor, known: 
 
 def sharpen(probability: Tensor, temperature: float) -> Tensor:
     """p^(1/T) / (p^(1/T) + (1-p)^(1/T)): pushes a probability towards 0 or 1; 0, 1/2 and 1 stay."""
-    lesion = probability ** (1 / temperature)
-    background = (1 - probability) ** (1 / temperature)
-    return lesion / (lesion + background)
+    return (probability.logit() / temperature).sigmoid()  # the same without powers, which underflow at a small T
 
 
 def sharpened_consistency(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
