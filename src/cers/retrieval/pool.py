@@ -113,12 +113,12 @@ class KnowledgePool(nn.Module):
     def update(self, ids: Sequence[str], features: Float[Tensor, "b c h w"], momentum: float) -> None:
         """Eq. 5: v <- momentum v + (1 - momentum) f with f of unit length, then back onto the unit sphere.
 
-        `features` come from the training pass itself. Cases outside the pool are passed over; texts stay as they are.
+        `features` come from the training pass itself. Cases outside the pool are passed over, of a case that occurs
+        twice the last view counts; texts stay as they are.
         """
-        rows = self.rows(ids)
-        known = rows >= 0
-        rows = rows[known]
-        pooled, tokens = self.summarise(features[known])
+        last = {self._row[id_]: place for place, id_ in enumerate(ids) if id_ in self._row}
+        rows, places = (torch.tensor(list(i), dtype=torch.long, device=features.device) for i in (last, last.values()))
+        pooled, tokens = self.summarise(features[places])
         mixed = momentum * self.image[rows] + (1 - momentum) * F.normalize(pooled, dim=-1)
         self.image[rows] = F.normalize(mixed, dim=-1)
         self.tokens[rows] = torch.lerp(tokens, self.tokens[rows].float(), momentum).half()
@@ -156,18 +156,20 @@ class KnowledgePool(nn.Module):
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             pool = cls([PoolEntry(*entry) for entry in manifest["entries"]], PoolShape(**manifest["shape"]))
             pool.load_state_dict(load_file(folder / "pool.safetensors"))
-        except FileNotFoundError as error:
+            built_with = manifest["encoder"]
+        except FileNotFoundError:
             raise CersError(
-                f"{folder} holds no knowledge pool ({error.filename} is missing); build one with `cers pool build`"
+                f"{folder} holds no knowledge pool (manifest.json and pool.safetensors); "
+                "build one with `cers pool build`"
             ) from None
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[-1].strip()
             raise CersError(
                 f"{folder}: not a readable pool ({reason}); build it again with `cers pool build`"
             ) from None
-        if encoder is not None and manifest["encoder"] != encoder:
+        if encoder is not None and built_with != encoder:
             raise CersError(
-                f"{folder} was built with encoder {manifest['encoder']}, this run has {encoder}; "
+                f"{folder} was built with encoder {built_with}, this run has {encoder}; "
                 "similarities would mean nothing: build it again with `cers pool build`"
             )
         return pool
