@@ -66,10 +66,16 @@ class Retriever:
         if query is None or known is None or entries.shape[1] == 0:
             return torch.full_like(like, torch.nan)
         if self.strategy == "shuffled-cot":
-            deal = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0)).to(entries.device)
+            deal = _derangement(len(pool)).to(entries.device)
             entries, entry_known = entries[deal], entry_known[deal]
         both = known[:, None] & entry_known[None]
         return cosine_similarity(query, entries).masked_fill(~both, torch.nan)
+
+
+def _derangement(n: int) -> Tensor:
+    """A fixed permutation of n >= 2 that leaves nothing in its place: one cycle through all in random order."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def _random_scores(ids: tuple[str, ...], like: Tensor, fresh: bool) -> Tensor:
