@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from cers.config import validate_settings
 from cers.errors import CersError, nearest
 from cers.methods.base import Method, Settings, Setup
@@ -32,4 +34,6 @@ def create_method(name: str, settings: Mapping[str, Any], setup: Setup) -> Metho
     Raises:
         CersError: unknown method or setting, or a value of the wrong type.
     """
-    return METHODS[name](setup, method_settings(name, settings))
+    checked = method_settings(name, settings)
+    torch.manual_seed(setup.seed)
+    return METHODS[name](setup, checked)
