@@ -37,7 +37,8 @@ def two_stage_search(
 ) -> SearchResult:
     """The `candidates` allowed rows highest in `coarse`, re-ranked by `fine`; the best `k` are kept (paper, 2.2).
 
-    At least `k` candidates are considered. Exact, without a loop over queries. Ties go to the lower row, that is to the smaller id.
+    At least `k` candidates are considered. Exact, without a loop over queries. Ties go to the lower row, that is to the
+    smaller id.
     """
     coarse_rows, coarse_valid = _best(coarse, allowed, max(candidates, k) if fine is not None else k)
     if fine is None:
