@@ -76,7 +76,9 @@ class CERS(Method):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.pool = KnowledgePool([PoolEntry(*entry) for entry in setup.labelled], self._pool_shape(setup))
         self.retriever = Retriever(settings.retrieval, settings.candidates, settings.k, settings.exclude_group)
-        self.reads_text = self.report_attention is not None or "cot" in settings.retrieval
+        reads_cot = self.cot_projection is not None and (settings.alignment > 0 or "cot" in settings.retrieval)
+        reads_report = bool(setup.report_width) and (settings.report or "report" in settings.retrieval)
+        self.reads_text = reads_cot or reads_report
         self._seen: tuple[tuple[str, ...], Tensor] | None = None
 
     def stages(self) -> tuple[Stage, ...]:
@@ -184,7 +186,7 @@ class CERS(Method):
 
     @torch.no_grad()
     def _retrieve(self, batch: Batch, features: Tensor) -> Evidence | None:
-        if self.fusion is None:
+        if self.fusion is None or not self.pool.filled.any():  # in the warm-up there is nothing to retrieve yet
             return None
         return self.retriever(
             self.pool, batch, features.mean(dim=(2, 3)), self._projected_cot(batch), fresh=self.training
