@@ -15,6 +15,7 @@ from cers.evaluate.table import (
     build_rows,
     declared_rows,
     read_cases_csv,
+    shown_branches,
     size_group,
     summarise,
     write_cases_csv,
@@ -79,6 +80,17 @@ def test_each_case_has_its_declared_branch_first():
         (name, branch) for name in "ab" for branch in ("declared", "retrieval", "base")
     ]
     assert [row.metrics.dice for row in declared_rows(rows)] == [1.0, 0.0]
+
+
+def test_the_declared_branch_is_shown_once_under_its_own_name():
+    def names(*cases):
+        return list(shown_branches(summarise(build_rows(cases))["branches"]))
+
+    assert names(scored("a", 10, 10, retrieval=10, base=5)) == ["retrieval (declared)", "base"]
+    assert names(scored("a", 10, 5, retrieval=10, base=5)) == ["base (declared)", "retrieval"]
+    assert names(scored("a", 10, 10, base=10)) == ["declared"]
+    # Two equal branches: which of them was declared cannot be told from their scores.
+    assert names(scored("a", 10, 10, retrieval=10, base=10)) == ["declared", "retrieval", "base"]
 
 
 def test_a_single_branch_is_not_repeated():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cers.data.case import Case
+from cers.evaluate.retrieval import retrieval_quality
 from cers.evaluate.table import build_rows, summarise
 from cers.predict.prediction import CasePrediction
 from cers.report.page import ReportData, ShownCase, ShownReference
@@ -64,11 +65,19 @@ def summary() -> dict:
     for i in range(8):
         mask = disc(64, 30, 30, 10)
         ours = (disc(64, 30, 30 + i, 10) if i else np.zeros((64, 64))).astype(np.float32)
-        branches = {"retrieval": ours, "base": ours / 2}
+        branches = {"retrieval": ours, "base": ours / 3}
         label = "glioma" if i % 2 else "meningioma"
         case = Case(f"c{i}", Path(f"c{i}.png"), label=label)
         scored.append((case, CasePrediction(f"c{i}", ours, branches), mask))
     return summarise(build_rows(scored))
+
+
+def retrieval() -> dict:
+    """Every reference has the query's class, but for the control."""
+    pool = {f"{label}{i}": Case(f"{label}{i}", Path(), label=label) for label in ("glioma", "none") for i in range(4)}
+    queries = [Case(f"q{i}", Path(), label="glioma") for i in range(6)]
+    found = {"image+cot": ["glioma0", "glioma1"], "random": ["none0", "none1"]}
+    return {name: retrieval_quality(queries, {q.id: ids for q in queries}, pool) for name, ids in found.items()}
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +85,8 @@ def full() -> ReportData:
     cases = [shown_case(f"query{i}", heading) for i, heading in enumerate(["best", "median", "worst"] * 3)]
     return ReportData(
         title="A run",
-        config={"seed": 3, "data": {"path": "phantom"}},
-        summary=summary() | {"retrieval": {"same_class": 0.75}},
+        config={"seed": 3, "data": {"path": "phantom"}, "method": {"settings": {"retrieval": "image+cot", "k": 2}}},
+        summary=summary() | {"retrieval": retrieval()},
         log=training_log(),
         provenance={"split hash": "abc123", "labelled": 1234, "weights": "none"},
         cases=cases,

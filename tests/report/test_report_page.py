@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cers.report.page import ReportData, ShownCase, fact, number, render_report
+from cers.evaluate.retrieval import retrieval_quality
+from cers.report.page import ReportData, ShownCase, number, render_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -68,7 +69,16 @@ def test_headline_says_dice_interval_n_and_missed_lesions(html: str, full: Repor
 
 def test_every_part_of_the_run_is_there(html: str) -> None:
     page = Page(html)
-    for text in ("glioma", "meningioma", "same class", "0.750", "split hash", "abc123", "1,234", "path: phantom"):
+    for text in (
+        "glioma",
+        "meningioma",
+        "retrieval (declared)",
+        "image+cot this run",
+        "split hash",
+        "abc123",
+        "1,234",
+        "path: phantom",
+    ):
         assert text in page.words
     titles = [a.get("aria-label", "") or "" for a in page.all("svg")]
     assert any(t.startswith("Validation Dice") and "kept checkpoint at step 690" in t for t in titles)
@@ -136,9 +146,19 @@ def test_texts_are_escaped_wherever_they_come_from(case: ShownCase) -> None:
         rejected=[reference],
         branches={evil: case.probability, f"2{evil}": case.probability / 2},
     )
+    quality = retrieval_quality([], {}, {})
     log = [{"kind": "step", "step": i, "stage": f"{evil}{i}", evil: 1.0} for i in range(2)]
     log += [{"kind": "validation", "step": 1, "stage": evil, "dice": {evil: 0.5}, "best": True}]
-    html = render_report(ReportData(evil, {evil: evil}, {"retrieval": {evil: evil}}, log, {evil: evil}, [bad]))
+    html = render_report(
+        ReportData(
+            evil,
+            {"method": {"settings": {"retrieval": evil, "k": evil}}},
+            {"retrieval": {evil: quality}},
+            log,
+            {evil: evil},
+            [bad],
+        )
+    )
     page = Page(html)
     assert not page.all("script")
     assert all("onerror" not in a for _, a in page.tags)
@@ -217,13 +237,6 @@ def test_a_map_of_another_size_is_refused(case: ShownCase) -> None:
 def test_numbers_for_readers() -> None:
     values = [0.12345, 21.68, 1234, True, None, float("nan"), "text", -0.5]
     assert [number(v) for v in values] == ["0.123", "21.7", "1,234", "True", "–", "–", "text", "-0.500"]
-
-
-def test_facts_of_the_retrieval() -> None:
-    assert fact({"mean": 0.5, "low": 0.25, "high": 0.75, "n": 1200}) == "0.500 (0.250 to 0.750), N 1,200"
-    assert fact({"mean": None, "low": None, "high": None, "n": 0}) == "–, N 0"
-    assert fact({"count": 12, "of": 1340}) == "12 of 1,340"
-    assert fact(None) == "–"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -42,8 +42,10 @@ def eval(
 
 
 def _show(summary: dict[str, Any]) -> None:
+    from cers.evaluate.table import shown_branches
+
     rows = []
-    for branch, parts in summary["branches"].items():
+    for branch, parts in shown_branches(summary["branches"]).items():
         for name, part in {"all": parts["all"], **parts["by_class"], **parts["by_size"]}.items():
             metrics = part["metrics"]
             dice = metrics["dice"]

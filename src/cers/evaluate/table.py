@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,15 @@ def summarise(rows: Sequence[CaseRow]) -> dict[str, Any]:
             for name, part in branches.items()
         }
     }
+
+
+def shown_branches(branches: Mapping[str, Any]) -> dict[str, Any]:
+    """The branches of a summary for readers: the declared one goes by its own name where one other branch equals it."""
+    same = [name for name, part in branches.items() if name != DECLARED and part == branches.get(DECLARED)]
+    if len(same) != 1:
+        return dict(branches)
+    titles = {DECLARED: f"{same[0]} (declared)"}
+    return {titles.get(name, name): part for name, part in branches.items() if name not in same}
 
 
 def write_summary(summary: dict[str, Any], path: Path) -> None:

@@ -69,7 +69,7 @@ class ReportData:
     """Everything `report.html` is made of.
 
     `config` is the resolved configuration; `summary` what `cers.evaluate.table.summarise` returns, optionally with the
-    retrieval quality under "retrieval"; `log` the rows of log.jsonl; `provenance` short facts, named in words.
+    retrieval quality by strategy under "retrieval"; `log` the rows of log.jsonl; `provenance` short facts by name.
     """
 
     title: str

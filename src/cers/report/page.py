@@ -9,14 +9,15 @@ import jinja2
 import yaml
 
 from cers.evaluate.metrics import METRICS
+from cers.evaluate.table import DECLARED, shown_branches
 from cers.report.content import ReportData, ShownCase, ShownReference
 from cers.report.curves import training_charts, validation_chart
 from cers.report.evidence import ASPECTS, columns, explain, panels
+from cers.report.retrieval import meaning, strategies
 
 __all__ = ["ReportData", "ShownCase", "ShownReference", "render_report"]
 
 TITLES = {metric.name: metric.title for metric in METRICS}
-DECLARED = "declared"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ def render_report(data: ReportData) -> str:
     """`data` as a complete HTML document, a few MB at most: pictures are thumbnails, curves inline SVG."""
     branches: Mapping[str, Any] = data.summary.get("branches") or {}
     declared: Mapping[str, Any] = branches.get(DECLARED, {})
+    settings: Mapping[str, Any] = data.config.get("method", {}).get("settings", {})
+    retrieval = strategies(data.summary.get("retrieval") or {}, settings.get("retrieval"))
     return (
         _environment()
         .get_template("report.html.j2")
@@ -50,7 +53,9 @@ def render_report(data: ReportData) -> str:
             overall=_row("all cases", declared["all"]) if declared else None,
             groups=declared["all"].get("groups") if declared else None,
             tables=_tables(branches, declared),
-            retrieval=data.summary.get("retrieval") or {},
+            retrieval=retrieval,
+            retrieval_meaning=meaning(retrieval),
+            k=settings.get("k", "k"),
             validation=validation_chart(data.log),
             curves=training_charts(data.log),
             config=yaml.safe_dump(dict(data.config), sort_keys=False, allow_unicode=True) if data.config else "",
@@ -61,7 +66,7 @@ def render_report(data: ReportData) -> str:
 def _tables(branches: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[str, list[SummaryRow]]:
     """The results by branch, class and lesion size; a single class or size would only repeat the overall row."""
     parts = {
-        "Branch": {name: branch["all"] for name, branch in branches.items()},
+        "Branch": {name: branch["all"] for name, branch in shown_branches(branches).items()},
         "Class": declared.get("by_class", {}),
         "Lesion size": declared.get("by_size", {}),
     }
@@ -74,7 +79,7 @@ def _row(name: str, part: Mapping[str, Any]) -> SummaryRow:
     return SummaryRow(name.replace("_", " "), part["n"], cells, part["missed"], part["false_positives"])
 
 
-def _cell(values: Mapping[str, float | None], digits: int) -> Cell:
+def _cell(values: Mapping[str, float | None], digits: int = 3) -> Cell:
     low, high = values.get("low"), values.get("high")
     known = low is not None and high is not None
     return Cell(number(values.get("mean"), digits), f"{number(low, digits)} to {number(high, digits)}" if known else "")
@@ -91,17 +96,6 @@ def number(value: Any, digits: int | None = None) -> str:
     return f"{value:.{digits if digits is not None else 3 if abs(value) < 10 else 1}f}"
 
 
-def fact(value: Any) -> str:
-    """A number, a mean with its interval and N, or a count of so many, as written by the `evaluate` functions."""
-    if isinstance(value, Mapping) and "mean" in value:
-        cell = _cell(value, 3)
-        interval = f" ({cell.interval})" if cell.interval else ""
-        return f"{cell.mean}{interval}, N {number(value.get('n'))}"
-    if isinstance(value, Mapping) and "count" in value:
-        return f"{number(value['count'])} of {number(value.get('of'))}"
-    return number(value)
-
-
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cers.report"),
@@ -110,6 +104,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, fact=fact)
+    environment.filters.update(number=number, cell=_cell)
     environment.globals.update(panels=panels, columns=columns, explain=explain, aspects=ASPECTS, metric_titles=TITLES)
     return environment
