@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from cers.cli.console import progress, say, say_json, say_table
+from cers.cli.console import PLAIN_SECONDS, counted, progress, say, say_json, say_table
 
 BAR = """
 from cers.cli.console import progress
@@ -39,6 +39,33 @@ def test_progress_without_terminal_is_plain_lines(capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "training 3/3 loss 0.1\n"
+
+
+def test_the_first_call_tells_how_much_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with counted("scoring") as count:
+        assert capsys.readouterr().err == ""
+        for done in (100, 200, 388):
+            count(done, 388, f"case {done}")
+    assert capsys.readouterr().err == "scoring 388/388 case 388\n"
+
+
+def test_a_log_gets_a_line_every_few_seconds_at_most(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(1000))  # each look at the clock is a second later
+    monkeypatch.setattr("cers.cli.console.time.monotonic", lambda: next(seconds))
+    with counted("scoring") as count:
+        for done in range(1, 101):
+            count(done, 200)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"scoring {PLAIN_SECONDS:.0f}/200"
+    assert 2 <= len(lines) <= 100 / PLAIN_SECONDS
+
+
+def test_nothing_to_count_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with counted("scoring"):
+        pass
+    assert capsys.readouterr().err == ""
 
 
 def test_progress_on_a_terminal_is_a_bar_on_stderr() -> None:

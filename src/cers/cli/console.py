@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -71,6 +71,31 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             bar.update(task, advance=count, note=note)
 
         yield advance
+
+
+class Count(Protocol):
+    """Called with how many of how many units are done."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """`note` is shown beside the bar."""
+        ...
+
+
+@contextmanager
+def counted(what: str) -> Iterator[Count]:
+    """Progress on work whose size only its first call tells: nothing is shown before."""
+    with ExitStack() as stack:
+        advance: Advance | None = None
+        shown = 0
+
+        def count(done: int, total: int, note: str = "") -> None:
+            nonlocal advance, shown
+            if advance is None:
+                advance = stack.enter_context(progress(what, total))
+            advance(done - shown, note)
+            shown = done
+
+        yield count
 
 
 def _plain(console: Console, what: str, total: int) -> Advance:

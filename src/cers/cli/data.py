@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cers.cli.console import Advance, Cell, progress, say, say_json, say_table
+from cers.cli.console import Cell, counted, say, say_json, say_table
 from cers.errors import CersError
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def check(
     from cers.cot.rationale import parse_rationale
     from cers.data.check import check_dataset
 
-    with _heard("reading images and masks") as heard:
+    with counted("reading images and masks") as heard:
         report = check_dataset(
             path,
             layout,
@@ -97,12 +96,12 @@ def split(
     cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern)
     clusters: list[list[str]] = []
     if strategy in ("grouped", "official"):
-        with _heard("comparing images") as heard:
+        with counted("comparing images") as heard:
             clusters = near_duplicates(cases, progress=heard)
     made = make_split(
         cases, strategy=strategy, seed=seed, labelled=share, val=val, test=test, clusters=clusters, limit=limit
     )
-    with _heard("reading masks") as heard:
+    with counted("reading masks") as heard:
         rows = _rows(made, cases, heard)
     save_split(made, out)
     _show_split(made, rows, out, as_json)
@@ -118,7 +117,7 @@ def phantom(
     """Draw a dataset of phantoms with masks, reports and rationales, to try everything on."""
     from cers.data.phantom import write_phantoms
 
-    with _heard("drawing phantoms") as heard:
+    with counted("drawing phantoms") as heard:
         write_phantoms(out, n=cases, size=size, seed=seed, progress=heard)
     say(f"{cases} phantoms in {out}; next: cers data check {out / 'manifest.csv'}")
 
@@ -129,23 +128,6 @@ def _share(text: str) -> float | int:
         return int(text) if text.lstrip("+-").isdigit() else float(text)
     except ValueError:
         raise CersError(f"--labelled '{text}' is neither a share such as 0.25 nor a count such as 100") from None
-
-
-@contextmanager
-def _heard(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A listener that shows how many of how many are done, from the first call on."""
-    with ExitStack() as stack:
-        advance: Advance | None = None
-        shown = 0
-
-        def hear(done: int, total: int) -> None:
-            nonlocal advance, shown
-            if advance is None:
-                advance = stack.enter_context(progress(what, total))
-            advance(done - shown)
-            shown = done
-
-        yield hear
 
 
 def _show_report(report: CheckReport) -> None:

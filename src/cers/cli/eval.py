@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cers.cli.console import progress, say, say_json, say_table
+from cers.cli.console import counted, say, say_json, say_table
 
 
 def eval(
@@ -22,14 +22,7 @@ def eval(
     from cers.evaluate.retrieval import strategy_rows
     from cers.evaluation import evaluate
 
-    with progress("scoring", 0) as advance:
-        done = 0
-
-        def on_case(count: int, total: int) -> None:
-            nonlocal done
-            advance(count - done, f"{count} of {total}")
-            done = count
-
+    with counted("scoring") as on_case:
         summary = evaluate(run, data=data, layout=layout, part=part, pool=pool, on_case=on_case)
     if as_json:
         say_json(summary)

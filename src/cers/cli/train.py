@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cers.cli.console import Advance, note, progress, say
+from cers.cli.console import Count, counted, note, say
 
 
 def train(
@@ -30,31 +30,29 @@ def train(
     if resume is not None and (out is not None or overwrite):
         raise CersError("--resume goes on in its own folder; leave out --out and --overwrite")
     if resume is not None:
-        config = run.read_config(resume)
-        with training_progress(config.train.steps) as on_row:
+        with training_progress() as on_row:
             run.resume(resume, overrides or (), on_row=on_row, on_decode=None)
         say(f"trained: {resume}; next: cers eval {resume}")
         return
     config = load_config(preset, overrides or ())
     folder = out or Path("runs") / f"{config.method.name}-seed{config.seed}"
-    with decoding_progress() as on_decode, training_progress(config.train.steps) as on_row:
+    with decoding_progress() as on_decode, training_progress() as on_row:
         run.train(config, folder, overwrite=overwrite, on_row=on_row, on_decode=on_decode)
     say(f"trained: {folder}; next: cers eval {folder}")
 
 
 @contextmanager
-def training_progress(steps: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
     """A bar that follows the rows of the log: loss parts, validation Dice, time left."""
-    with progress("training", steps or 0) as advance:
-        yield _Follower(advance)
+    with counted("training") as count:
+        yield _Follower(count)
 
 
 class _Follower:
     """Turns rows of the log into progress."""
 
-    def __init__(self, advance: Advance) -> None:
-        self.advance = advance
-        self.step = 0
+    def __init__(self, count: Count) -> None:
+        self.count = count
         self.dice = ""
 
     def __call__(self, row: dict[str, Any]) -> None:
@@ -62,10 +60,9 @@ class _Follower:
             self.dice = f" val Dice {row['declared']:.4f}"
             note(f"step {row['step']}: validation Dice {row['declared']:.4f}{' (best so far)' if row['best'] else ''}")
             return
-        skip = {"kind", "step", "stage", "lr", "seconds"}
+        skip = {"kind", "step", "steps", "stage", "lr", "seconds"}
         parts = " ".join(f"{name} {value:.3f}" for name, value in row.items() if name not in skip and value is not None)
-        self.advance(row["step"] - self.step, f"{row['stage']}: {parts}{self.dice}")
-        self.step = row["step"]
+        self.count(row["step"], row["steps"], f"{row['stage']}: {parts}{self.dice}")
 
 
 @contextmanager

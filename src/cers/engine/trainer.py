@@ -195,6 +195,7 @@ class Trainer:
         row = {
             "kind": "step",
             "step": step + 1,
+            "steps": self.steps,
             "stage": span.stage.name,
             "loss": float(losses[-1].loss.detach()),
             "lr": lr,

@@ -14,7 +14,7 @@ Points = Mapping[int, float]
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 408, 14, 198
 MAX_POINTS = 240
-NOT_CURVES = {"kind", "step", "stage", "epoch"}
+NOT_CURVES = {"kind", "step", "steps", "stage", "epoch"}
 
 
 @dataclass(frozen=True)
