@@ -54,6 +54,7 @@ class TextConfig(Section):
         description="encoder of reports: tfidf, minilm, cxr-bert, clinicalbert, hf:<model>, a folder, none",
     )
     cot: str | None = Field("tfidf", description="encoder of rationales: as above")
+    cot_upper_layers: int = Field(0, ge=0, description="last layers of the rationale encoder that train in the warm-up")
     max_report_tokens: int = Field(128, ge=1)
     max_cot_tokens: int = Field(256, ge=1)
 

@@ -28,8 +28,7 @@ from cers.files import write_atomic
 from cers.methods.base import Method, Setup
 from cers.methods.registry import create_method, method_settings
 from cers.nets.encoder import PyramidEncoder
-from cers.text.base import TextEncoder
-from cers.text.registry import load_text_encoder, make_text_encoder, save_text_encoder
+from cers.text.encoders import TextEncoders
 from cers.text.table import TextTable
 
 Decoding = Callable[[int, int], None]
@@ -39,21 +38,13 @@ FREE = {"data.path", "data.cache", "train.workers", "train.tensorboard", "train.
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The frozen text encoders of a run."""
-
-    report: TextEncoder | None
-    cot: TextEncoder | None
-
-
-@dataclass(frozen=True)
 class Run:
     """A trained run read back: its settings, split, encoders, and the method with its best weights."""
 
     folder: Path
     config: RunConfig
     split: Split
-    texts: Texts
+    texts: TextEncoders
     method: Method
     facts: Mapping[str, Any]
 
@@ -98,8 +89,7 @@ def train(
         shutil.rmtree(folder)
     texts = _fit_texts(config, training_cases(cases, split))
     save_split(split, folder / "split.json")
-    save_text_encoder(texts.report, folder / "text" / "report")
-    save_text_encoder(texts.cot, folder / "text" / "cot")
+    texts.save(folder / "text")
     write_atomic(folder / "config.yaml", dump_config(config))
     return _train(config, folder, cases, split, texts, on_row, on_decode)
 
@@ -121,7 +111,7 @@ def resume(
     _refuse_changes(stored, changed)
     cases = load_dataset(changed)
     split = load_split(folder / "split.json", cases)
-    return _train(changed, folder, cases, split, _load_texts(folder), on_row, on_decode)
+    return _train(changed, folder, cases, split, TextEncoders.load(folder / "text", stored.text), on_row, on_decode)
 
 
 def load_run(folder: Path) -> Run:
@@ -132,7 +122,7 @@ def load_run(folder: Path) -> Run:
     """
     config = read_config(folder)
     split = load_split(folder / "split.json")
-    texts = _load_texts(folder)
+    texts = TextEncoders.load(folder / "text", config.text)
     path = folder / "checkpoints" / "best.safetensors"
     checkpoint = load_checkpoint(path)
     groups = checkpoint.facts["entries"]
@@ -200,7 +190,7 @@ def unannotated(case: Case) -> Case:
 def make_batches(
     config: RunConfig,
     cases: Sequence[Case],
-    texts: Texts,
+    texts: TextEncoders,
     labelled: Collection[str],
     on_decode: Decoding | None = None,
 ) -> BatchMaker:
@@ -215,6 +205,7 @@ def make_batches(
         render=_render,
         cache_folder=config.data.cache / "text",
         labelled=labelled,
+        cot_states=texts.cot_upper is not None,
     )
     return BatchMaker(cache, {case.id: case for case in cases}, table)
 
@@ -224,7 +215,7 @@ def _train(
     folder: Path,
     cases: Sequence[Case],
     split: Split,
-    texts: Texts,
+    texts: TextEncoders,
     on_row: OnRow | None,
     on_decode: Decoding | None,
 ) -> Path:
@@ -246,7 +237,7 @@ def _train(
 
 
 def _create_method(
-    config: RunConfig, entries: Sequence[tuple[str, str | None, str | None]], texts: Texts
+    config: RunConfig, entries: Sequence[tuple[str, str | None, str | None]], texts: TextEncoders
 ) -> tuple[Method, str]:
     origin = ""
 
@@ -261,9 +252,9 @@ def _create_method(
         image_size=config.data.image_size,
         report_width=texts.report.width if texts.report else None,
         cot_width=texts.cot.width if texts.cot else None,
+        cot_upper=texts.cot_upper,
         seed=config.seed,
     )
-    torch.manual_seed(config.seed)
     return create_method(config.method.name, config.method.settings, setup), origin
 
 
@@ -272,15 +263,11 @@ def _split(config: RunConfig, cases: Sequence[Case]) -> Split:
     return split if config.data.labelled is None else split.with_labelled(config.data.labelled)
 
 
-def _fit_texts(config: RunConfig, cases: Sequence[Case]) -> Texts:
+def _fit_texts(config: RunConfig, cases: Sequence[Case]) -> TextEncoders:
     """Text encoders; what must be fitted is fitted on training texts."""
-    text, seed = config.text, config.seed
     reports = [case.report for case in cases if case.report]
-    rationales = [t for case in cases for t in (case.rationale, case.mask_rationale) if t]
-    return Texts(
-        make_text_encoder(text.report, reports, text.max_report_tokens, seed),
-        make_text_encoder(text.cot, _well_formed(rationales), text.max_cot_tokens, seed),
-    )
+    rationales = [text for case in cases for text in (case.rationale, case.mask_rationale) if text]
+    return TextEncoders.fit(config.text, reports, _well_formed(rationales), config.seed)
 
 
 def _well_formed(rationales: Sequence[str]) -> list[str]:
@@ -293,15 +280,11 @@ def _well_formed(rationales: Sequence[str]) -> list[str]:
     return rendered
 
 
-def _load_texts(folder: Path) -> Texts:
-    return Texts(load_text_encoder(folder / "text" / "report"), load_text_encoder(folder / "text" / "cot"))
-
-
 def _render(text: str) -> str:
     return render(parse_rationale(text))
 
 
-def _facts(config: RunConfig, cases: Sequence[Case], split: Split, texts: Texts) -> dict[str, Any]:
+def _facts(config: RunConfig, cases: Sequence[Case], split: Split, texts: TextEncoders) -> dict[str, Any]:
     return {
         "cers": __version__,
         "python": platform.python_version(),

@@ -53,7 +53,8 @@ class Batch:
     `masks` (B,1,H,W) hold 0 and 1. `report_tokens` (B,L,D) come with `report_padding` (B,L), True where there is no
     token (all True for a case without report). `cot` (B,E) embeds the mask-free rationale and `mask_cot` (B,E) the
     mask-informed one; `cot_known` and `mask_cot_known` (B,) are False, and the rows zero, where there is none.
-    `report` (B,R) is the pooled report embedding, with `report_known` (B,).
+    `report` (B,R) is the pooled report embedding, with `report_known` (B,). Where upper layers of the rationale encoder
+    train, `cot_tokens` and `mask_cot_tokens` (B,L,D) are the states that enter them, with padding (B,L) as above.
     """
 
     ids: tuple[str, ...]
@@ -68,6 +69,10 @@ class Batch:
     cot_known: Tensor | None = None
     mask_cot: Tensor | None = None
     mask_cot_known: Tensor | None = None
+    cot_tokens: Tensor | None = None
+    cot_padding: Tensor | None = None
+    mask_cot_tokens: Tensor | None = None
+    mask_cot_padding: Tensor | None = None
     groups: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
@@ -125,24 +130,22 @@ class SemiBatch:
         first, second = self.labelled, self.unlabelled
         if second is None:
             return replace(first, masks=None)
-        length = max(0 if b.report_padding is None else b.report_padding.shape[1] for b in (first, second))
-        pairs = [(_padded(first, f.name, length), _padded(second, f.name, length)) for f in fields(Batch)]
-        values = [_concatenate(a, b) for a, b in pairs]
-        return Batch(**dict(zip((f.name for f in fields(Batch)), values, strict=True)))
+        values = {f.name: _concatenate(f.name, getattr(first, f.name), getattr(second, f.name)) for f in fields(Batch)}
+        return Batch(**(values | {"masks": None}))
 
 
-def _padded(batch: Batch, name: str, length: int) -> Any:
-    value = getattr(batch, name)
-    if name == "masks" or value is None:
-        return None
-    if name == "report_tokens":
-        return F.pad(value, (0, 0, 0, length - value.shape[1]))
-    if name == "report_padding":
-        return F.pad(value, (0, length - value.shape[1]), value=True)
-    return value
-
-
-def _concatenate(first: Any, second: Any) -> Any:
+def _concatenate(name: str, first: Any, second: Any) -> Any:
     if first is None or second is None:
         return None
-    return torch.cat([first, second]) if isinstance(first, Tensor) else first + second
+    if not isinstance(first, Tensor):
+        return first + second
+    if name.endswith(("_tokens", "_padding")):
+        length = max(first.shape[1], second.shape[1])
+        first, second = _lengthened(first, length), _lengthened(second, length)
+    return torch.cat([first, second])
+
+
+def _lengthened(sequence: Tensor, length: int) -> Tensor:
+    """(B,L,D) tokens padded with zeros, or (B,L) padding with True, to `length`."""
+    missing = length - sequence.shape[1]
+    return F.pad(sequence, (0, missing), value=True) if sequence.dim() == 2 else F.pad(sequence, (0, 0, 0, missing))

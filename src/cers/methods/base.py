@@ -25,8 +25,8 @@ class Setup:
 
     `encoder` makes a fresh encoder with the run's starting weights. `report_width` and `cot_width` are the widths of
     the text embeddings, None where the run has no such text; `image_size` is
-    the side of the input. `labelled` are the (id, group, label) of the labelled
-    cases, in the order of the split.
+    the side of the input, `cot_upper` makes the upper layers of the rationale encoder where these are to train.
+    `labelled` are the (id, group, label) of the labelled cases, in the order of the split.
     """
 
     encoder: Callable[[], PyramidEncoder]
@@ -34,6 +34,7 @@ class Setup:
     image_size: int = 224
     report_width: int | None = None
     cot_width: int | None = None
+    cot_upper: Callable[[], nn.Module] | None = None
     seed: int = 0
 
 

@@ -73,6 +73,7 @@ class CERS(Method):
         self.fusion = ReferenceFusion(channels[-1]) if settings.retrieval != "none" else None
         self.image_projection = nn.Linear(channels[-1], settings.embedding, bias=False)
         self.cot_projection = nn.Linear(setup.cot_width, settings.embedding, bias=False) if setup.cot_width else None
+        self.cot_upper = setup.cot_upper() if setup.cot_upper else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.pool = KnowledgePool([PoolEntry(*entry) for entry in setup.labelled], self._pool_shape(setup))
         self.retriever = Retriever(settings.retrieval, settings.candidates, settings.k, settings.exclude_group)
@@ -80,6 +81,7 @@ class CERS(Method):
         reads_report = bool(setup.report_width) and (settings.report or "report" in settings.retrieval)
         self.reads_text = reads_cot or reads_report
         self._seen: tuple[tuple[str, ...], Tensor] | None = None
+        self._query_cot: dict[str, Tensor] = {}
 
     def stages(self) -> tuple[Stage, ...]:
         """Warm-up on labelled cases, then semi-supervised learning; both count inside the budget."""
@@ -92,6 +94,7 @@ class CERS(Method):
     @torch.no_grad()
     def start_stage(self, stage: str, labelled: Iterable[Batch]) -> None:
         """Before stage "semi": write every labelled case into the pool, from its clean view."""
+        self._query_cot = {}
         if stage == "semi":
             self.fill_pool(self.pool, labelled)
 
@@ -101,13 +104,12 @@ class CERS(Method):
         training = self.training
         self.eval()
         for batch in labelled:
-            cot, known = _mask_informed(batch)
             features = self.encoder(batch.images)
-            embedded = None if cot is None or self.cot_projection is None else self.cot_projection(cot)
+            cot, known = self._mask_informed(batch)
             pool.fill(
                 batch.ids,
                 features[-1],
-                cot=embedded,
+                cot=cot,
                 cot_known=known,
                 report=batch.report,
                 report_known=batch.report_known,
@@ -143,7 +145,7 @@ class CERS(Method):
     def compare_retrieval(self, batch: Batch) -> Mapping[str, Evidence]:
         """What every strategy would find with this encoder and pool."""
         pooled = self.encoder(batch.images)[-1].mean(dim=(2, 3))
-        cot = self._projected_cot(batch)
+        cot = self._query_embedding(batch)
         strategies = [name for name in get_args(Strategy) if name != "none"] if self.fusion is not None else []
         return {
             name: replace(self.retriever, strategy=name)(self.pool, batch, pooled, cot, fresh=False)
@@ -177,23 +179,57 @@ class CERS(Method):
         return dice_ce(retrieval, masks) + dice_ce(base, masks)
 
     def _alignment_loss(self, batch: Batch, features: Tensor) -> Tensor:
-        cot, known = _mask_informed(batch)
-        if cot is None or self.cot_projection is None:
+        cot, known = self._mask_informed(batch)
+        if cot is None:
             return features.new_zeros(())
         image = F.normalize(self.image_projection(features.mean(dim=(2, 3))).float(), dim=-1)
-        text = F.normalize(self.cot_projection(cot).float(), dim=-1)
-        return contrastive_alignment(image, text, self.log_scale, known)
+        return contrastive_alignment(image, F.normalize(cot.float(), dim=-1), self.log_scale, known)
+
+    def _mask_informed(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Embedded rationales that saw the mask, the mask-free ones where there are none; and which are known."""
+        free = self._embedded(batch.cot, batch.cot_tokens, batch.cot_padding)
+        informed = self._embedded(batch.mask_cot, batch.mask_cot_tokens, batch.mask_cot_padding)
+        if free is None or informed is None or batch.mask_cot_known is None or batch.cot_known is None:
+            return free, batch.cot_known
+        cot = torch.where(batch.mask_cot_known[:, None], informed, free)
+        return cot, batch.mask_cot_known | batch.cot_known
+
+    def _embedded(self, pooled: Tensor | None, tokens: Tensor | None, padding: Tensor | None) -> Tensor | None:
+        """Rationales in the space that the image shares, (B,E)."""
+        if pooled is None or self.cot_projection is None:
+            return None
+        if self.cot_upper is not None:
+            pooled = self.cot_upper(tokens, padding)
+        embedded: Tensor = self.cot_projection(pooled)
+        return embedded
+
+    @torch.no_grad()
+    def _query_embedding(self, batch: Batch) -> Tensor | None:
+        """Mask-free rationales (B,E). Once their encoder rests, each goes through its upper layers a single time."""
+        if (
+            self.cot_upper is None
+            or self.cot_projection is None
+            or batch.cot_tokens is None
+            or batch.cot_padding is None
+        ):
+            return self._embedded(batch.cot, None, None)
+        training = self.cot_upper.training
+        self.cot_upper.eval()
+        for row, id_ in enumerate(batch.ids):
+            if id_ not in self._query_cot:  # alone and unpadded, so that the result does not depend on the batch
+                words = max(1, int((~batch.cot_padding[row]).sum()))
+                tokens, padding = batch.cot_tokens[row : row + 1, :words], batch.cot_padding[row : row + 1, :words]
+                self._query_cot[id_] = self.cot_projection(self.cot_upper(tokens, padding))[0]
+        self.cot_upper.train(training)
+        return torch.stack([self._query_cot[id_] for id_ in batch.ids])
 
     @torch.no_grad()
     def _retrieve(self, batch: Batch, features: Tensor) -> Evidence | None:
         if self.fusion is None or not self.pool.filled.any():  # in the warm-up there is nothing to retrieve yet
             return None
         return self.retriever(
-            self.pool, batch, features.mean(dim=(2, 3)), self._projected_cot(batch), fresh=self.training
+            self.pool, batch, features.mean(dim=(2, 3)), self._query_embedding(batch), fresh=self.training
         )
-
-    def _projected_cot(self, batch: Batch) -> Tensor | None:
-        return None if batch.cot is None or self.cot_projection is None else self.cot_projection(batch.cot)
 
     def _decode(
         self, batch: Batch, features: list[Tensor], evidence: Evidence | None, need_attention: bool = False
@@ -212,11 +248,3 @@ class CERS(Method):
         grid = min(LARGEST_GRID, math.ceil(setup.image_size / TOKEN_STRIDE))
         cot = self.settings.embedding if setup.cot_width else 0
         return PoolShape(self.encoder.channels[-1], grid, cot, setup.report_width or 0)
-
-
-def _mask_informed(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-    """CoT embeddings written with the mask in sight, the mask-free ones where there are none; and which are known."""
-    if batch.mask_cot is None or batch.mask_cot_known is None or batch.cot is None or batch.cot_known is None:
-        return batch.cot, batch.cot_known
-    cot = torch.where(batch.mask_cot_known[:, None], batch.mask_cot, batch.cot)
-    return cot, batch.mask_cot_known | batch.cot_known

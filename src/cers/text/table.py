@@ -17,7 +17,7 @@ class TextTable:
     `render` turns a stored rationale into the text to embed (its four aspects) and raises ValueError on a malformed
     one, which then counts as unknown and is named in `problems`. Mask-informed rationales are read for the ids in
     `labelled` only: those of any other case would carry its hidden mask into the pool. An encoder that is None
-    leaves its fields out of the batch.
+    leaves its fields out of the batch. With `cot_states` rationales also come as tokens, for upper layers that train.
     """
 
     def __init__(
@@ -29,11 +29,13 @@ class TextTable:
         render: Callable[[str], str],
         cache_folder: Path,
         labelled: Collection[str],
+        cot_states: bool = False,
     ) -> None:
         self.problems: list[str] = []
         self._ids = {c.id for c in cases}
         self.report_width = None if report is None else report.width
         self.cot_width = None if cot is None else cot.width
+        self._cot_states = cot_states
         if report is not None:
             reports = {c.id: c.report for c in cases if c.report and c.report.strip()}
             self._report = _Column(reports, EmbeddingCache(cache_folder, report), report.width)
@@ -43,7 +45,7 @@ class TextTable:
             informed = self._rendered(
                 render, ((c.id, c.mask_rationale) for c in cases if c.id in known), "mask-informed rationale"
             )
-            cache = EmbeddingCache(cache_folder, cot, tokens=False)
+            cache = EmbeddingCache(cache_folder, cot, tokens=cot_states)
             self._cot = _Column(free, cache, cot.width)
             self._mask_cot = _Column(informed, cache, cot.width)
 
@@ -63,6 +65,9 @@ class TextTable:
         if self.cot_width is not None:
             fields["cot"], fields["cot_known"] = self._cot.pooled(ids)
             fields["mask_cot"], fields["mask_cot_known"] = self._mask_cot.pooled(ids)
+            if self._cot_states:
+                fields["cot_tokens"], fields["cot_padding"] = self._cot.tokens(ids)
+                fields["mask_cot_tokens"], fields["mask_cot_padding"] = self._mask_cot.tokens(ids)
         return fields
 
     def _rendered(
