@@ -1,4 +1,3 @@
-import plain_decoders as plain
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,6 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from cers.bench import plain_decoders as plain
 from cers.nets.decoders import ResidualUNetDecoder
 from cers.nets.layers import conv3x3_upsampled, upsample
 from cers.nets.mcam import RETRIEVAL_DECODERS, MCAMDecoder, make_retrieval_decoder
