@@ -139,6 +139,9 @@ class Method(nn.Module, ABC):
         """What each retrieval strategy would find for `batch`; nothing for a method without retrieval."""
         return {}
 
+    def fill_pool(self, pool: KnowledgePool, labelled: Iterable[Batch]) -> None:
+        """Write the cases of `labelled`, all entries of `pool`, into it; nothing for a method without retrieval."""
+
     def after_step(self) -> None:
         """Called after each optimiser step: teachers and pools follow here."""
 

@@ -38,6 +38,8 @@ class CERSSettings(Settings):
     k: int = Field(5, ge=1, description="references per image")
     candidates: int = Field(50, ge=1, description="K of the coarse stage")
     exclude_group: bool = Field(True, description="never retrieve from the query's own patient or cluster")
+    exclude_self: bool = Field(True, description="false: a labelled image may retrieve itself, as in the authors' code")
+    mask_informed_queries: bool = Field(False, description="true: labelled images query by the CoT that saw their mask")
     report: bool = Field(True, description="report text attends into the encoder's features")
     decoder: Literal["mcam", "unet", "swin-unet"] = "mcam"
     coordinate_gate: bool = True
@@ -76,7 +78,9 @@ class CERS(Method):
         self.cot_upper = setup.cot_upper() if setup.cot_upper else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.pool = KnowledgePool([PoolEntry(*entry) for entry in setup.labelled], self._pool_shape(setup))
-        self.retriever = Retriever(settings.retrieval, settings.candidates, settings.k, settings.exclude_group)
+        self.retriever = Retriever(
+            settings.retrieval, settings.candidates, settings.k, settings.exclude_group, settings.exclude_self
+        )
         reads_cot = self.cot_projection is not None and (settings.alignment > 0 or "cot" in settings.retrieval)
         reads_report = bool(setup.report_width) and (settings.report or "report" in settings.retrieval)
         self.reads_text = reads_cot or reads_report
@@ -206,6 +210,8 @@ class CERS(Method):
     @torch.no_grad()
     def _query_embedding(self, batch: Batch) -> Tensor | None:
         """Mask-free rationales (B,E). Once their encoder rests, each goes through its upper layers a single time."""
+        if self.settings.mask_informed_queries:
+            return self._mask_informed(batch)[0]
         if (
             self.cot_upper is None
             or self.cot_projection is None

@@ -27,6 +27,7 @@ class Retriever:
     candidates: int
     k: int
     exclude_group: bool
+    exclude_self: bool = True
 
     def __call__(
         self, pool: KnowledgePool, batch: Batch, image: Tensor, cot: Tensor | None, *, fresh: bool
@@ -36,40 +37,51 @@ class Retriever:
         `fresh` lets the random control draw anew at each call; otherwise its draw depends on the query's id alone.
         """
         by_image = cosine_similarity(image, pool.image)
-        by_text = self._text_similarity(pool, batch, cot, by_image)
-        allowed = pool.allowed(batch.ids, batch.groups, exclude_group=self.exclude_group)
-        usable = torch.where(by_text.isnan().all(dim=1, keepdim=True), by_image, by_text.nan_to_num(nan=-2.0))
+
+        def by_text(rows: Tensor | None = None) -> Tensor:
+            return self._text_similarity(pool, batch, cot, by_image, rows)
+
+        def usable(rows: Tensor | None = None) -> Tensor:
+            similarity = by_text(rows)
+            instead = by_image if rows is None else by_image.gather(1, rows)
+            return torch.where(similarity.isnan().all(dim=1, keepdim=True), instead, similarity.nan_to_num(nan=-2.0))
+
         coarse, fine = by_image, usable if "+" in self.strategy or self.strategy == "shuffled-cot" else None
         if self.strategy in ("cot", "report"):
-            coarse = usable
+            coarse = usable()
         elif self.strategy == "random":
             coarse = _random_scores(batch.ids, by_image, fresh)
+        allowed = pool.allowed(
+            batch.ids, batch.groups, exclude_group=self.exclude_group, exclude_self=self.exclude_self
+        )
         found = two_stage_search(coarse, fine, allowed, candidates=self.candidates, k=self.k)
         return Evidence(
             pool_ids=pool.ids,
             index=found.index,
             valid=found.valid,
             image_similarity=by_image.gather(1, found.index),
-            text_similarity=by_text.gather(1, found.index),
+            text_similarity=by_text(found.index),
             candidates=found.candidates,
             candidates_valid=found.candidates_valid,
             candidate_image_similarity=by_image.gather(1, found.candidates),
-            candidate_text_similarity=by_text.gather(1, found.candidates),
+            candidate_text_similarity=by_text(found.candidates),
         )
 
-    def _text_similarity(self, pool: KnowledgePool, batch: Batch, cot: Tensor | None, like: Tensor) -> Tensor:
-        """Cosine of the strategy's text (B,N), NaN where either side has none."""
+    def _text_similarity(
+        self, pool: KnowledgePool, batch: Batch, cot: Tensor | None, like: Tensor, rows: Tensor | None
+    ) -> Tensor:
+        """Cosine of the strategy's text (B,N), or (B,K) for some rows of the pool; NaN where either side has none."""
         if "report" in self.strategy:
             query, known, entries, entry_known = batch.report, batch.report_known, pool.report, pool.report_known
         else:
             query, known, entries, entry_known = cot, batch.cot_known, pool.cot, pool.cot_known
         if query is None or known is None or entries.shape[1] == 0:
-            return torch.full_like(like, torch.nan)
+            return torch.full_like(like if rows is None else like.gather(1, rows), torch.nan)
         if self.strategy == "shuffled-cot":
             deal = _derangement(len(pool)).to(entries.device)
             entries, entry_known = entries[deal], entry_known[deal]
-        both = known[:, None] & entry_known[None]
-        return cosine_similarity(query, entries).masked_fill(~both, torch.nan)
+        both = known[:, None] & (entry_known[None] if rows is None else entry_known[rows])
+        return cosine_similarity(query, entries, rows).masked_fill(~both, torch.nan)
 
 
 def _derangement(n: int) -> Tensor:

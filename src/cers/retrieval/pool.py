@@ -124,13 +124,20 @@ class KnowledgePool(nn.Module):
         self.tokens[rows] = torch.lerp(tokens, self.tokens[rows].float(), momentum).half()
 
     def allowed(
-        self, ids: Sequence[str], groups: Sequence[str | None], *, exclude_group: bool = True
+        self,
+        ids: Sequence[str],
+        groups: Sequence[str | None],
+        *,
+        exclude_group: bool = True,
+        exclude_self: bool = True,
     ) -> Bool[Tensor, "b n"]:
-        """Which rows each query may retrieve: filled ones, never itself and, if known, never its own group."""
-        rows = torch.arange(len(self), device=self.image.device)
-        allowed = self.filled[None] & (rows[None] != self.rows(ids)[:, None])
+        """Which rows each query may retrieve: filled ones, by default never itself nor, if known, its own group."""
+        allowed = self.filled[None].expand(len(ids), -1)
+        if exclude_self:
+            rows = torch.arange(len(self), device=self.image.device)
+            allowed = allowed & (rows[None] != self.rows(ids)[:, None])
         if exclude_group and groups:
-            code = torch.tensor([self._group(group) for group in groups], device=rows.device)
+            code = torch.tensor([self._group(group) for group in groups], device=self.image.device)
             same = (code[:, None] >= 0) & (code[:, None] == self.group_code[None])
             allowed = allowed & ~same
         return allowed

@@ -1,5 +1,6 @@
 """Two-stage search: coarse by one similarity, fine by another."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,15 +22,27 @@ class SearchResult:
     candidates_valid: Bool[Tensor, "b K"]
 
 
-def cosine_similarity(query: Float[Tensor, "b d"], pool: Float[Tensor, "n d"]) -> Float[Tensor, "b n"]:
-    """Cosine of every query with every pool entry; the entries are of unit length already."""
+Similarity = Callable[[Int[Tensor, "b K"]], Float[Tensor, "b K"]]
+
+
+def cosine_similarity(
+    query: Float[Tensor, "b d"], pool: Float[Tensor, "n d"], rows: Int[Tensor, "b K"] | None = None
+) -> Float[Tensor, "b _"]:
+    """Cosine (b,n) of every query with every pool entry, or (b,K) with some `rows` for each query.
+
+    The entries are of unit length already.
+    """
     with torch.autocast(query.device.type, enabled=False):  # half precision would reorder near neighbours
-        return F.normalize(query.float(), dim=-1) @ pool.float().T
+        query = F.normalize(query.float(), dim=-1)
+        if rows is None:
+            return query @ pool.float().T
+        # Row by row, so that equal entries have equal similarity wherever they stand.
+        return (query[:, None] * pool[rows].float()).sum(dim=-1)
 
 
 def two_stage_search(
     coarse: Float[Tensor, "b n"],
-    fine: Float[Tensor, "b n"] | None,
+    fine: Similarity | None,
     allowed: Bool[Tensor, "b n"],
     *,
     candidates: int,
@@ -37,30 +50,36 @@ def two_stage_search(
 ) -> SearchResult:
     """The `candidates` allowed rows highest in `coarse`, re-ranked by `fine`; the best `k` are kept (paper, 2.2).
 
-    At least `k` candidates are considered. Exact, without a loop over queries. Ties go to the lower row, that is to the
-    smaller id.
+    `fine` gives the similarity of the rows it is asked for. At least `k` candidates are considered. Exact, without a
+    loop over queries. Ties go to the lower row, that is to the smaller id.
     """
-    coarse_rows, coarse_valid = _best(coarse, allowed, max(candidates, k) if fine is not None else k)
+    rows, valid = _best(coarse, allowed, max(candidates, k) if fine is not None else k)
     if fine is None:
-        return SearchResult(coarse_rows, coarse_valid, coarse_rows, coarse_valid)
-    # Invalid places repeat row 0: they add nothing there, where writing False would strike out a true candidate.
-    kept = torch.zeros_like(allowed, dtype=torch.uint8).scatter_add_(1, coarse_rows, coarse_valid.byte())
-    index, valid = _best(fine, kept > 0, k)
-    return SearchResult(index, valid, coarse_rows, coarse_valid)
+        return SearchResult(rows, valid, rows, valid)
+    order = rows.masked_fill(~valid, coarse.shape[1]).argsort(dim=1)
+    ascending, present = rows.gather(1, order), valid.gather(1, order)
+    best = _descending(fine(ascending).float().masked_fill(~present, -torch.inf))[:, :k]
+    return SearchResult(ascending.gather(1, best), present.gather(1, best), rows, valid)
 
 
 def _best(similarity: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    n = similarity.shape[1]
-    key = _sortable(similarity) * n + torch.arange(n - 1, -1, -1, device=similarity.device)
-    key = key.masked_fill(~allowed, torch.iinfo(torch.int64).min)
-    best = key.topk(min(count, n), dim=1).indices
-    valid = allowed.gather(1, best)
-    missing = count - best.shape[1]
-    best, valid = F.pad(best, (0, missing)), F.pad(valid, (0, missing))
-    return best.masked_fill(~valid, 0), valid
+    """The `count` allowed rows of highest similarity and which of them exist; those that do not are row 0."""
+    wanted = min(count, similarity.shape[1])
+    values = similarity.float().masked_fill(~allowed, -torch.inf)
+    top = values.topk(wanted, dim=1)
+    rows = top.indices
+    # Which of several equal values topk takes is left open: where the last place is tied, it has to take them all.
+    tied = ((values >= top.values[:, -1:]) & allowed).sum(dim=1)
+    if (most := max(tied.tolist(), default=0)) > wanted:
+        rows = values.topk(most, dim=1).indices
+    rows = rows.sort(dim=1).values
+    rows = rows.gather(1, _descending(values.gather(1, rows)))[:, :wanted]
+    valid = allowed.gather(1, rows)
+    missing = count - wanted
+    rows, valid = F.pad(rows, (0, missing)), F.pad(valid, (0, missing))
+    return rows.masked_fill(~valid, 0), valid
 
 
-def _sortable(values: Tensor) -> Tensor:
-    """Integers in the order of the floats, so that similarity and row fit into one exact sorting key."""
-    bits = (values.float() + 0.0).contiguous().view(torch.int32)  # +0.0 makes -0.0 equal to 0.0
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+def _descending(values: Tensor) -> Tensor:
+    """The order that sorts each row; equal values stay as they stand."""
+    return values.argsort(dim=1, descending=True, stable=True)
