@@ -1,4 +1,5 @@
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,6 +22,10 @@ def plain_search(coarse, fine, allowed, candidates, k):
         by_coarse.append(rows)
         by_fine.append(rows if fine is None else sorted(rows, key=lambda r: (-fine[i, r], r))[:k])
     return by_coarse, by_fine
+
+
+def at(similarity: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda rows: similarity.gather(1, rows)
 
 
 def listed(rows: torch.Tensor, valid: torch.Tensor) -> list[list[int]]:
@@ -50,7 +55,7 @@ def test_search_is_a_plain_sort(seed, queries, n, candidates, k, with_fine, shar
     allowed = rng.random((queries, n)) < share
     found = two_stage_search(
         torch.from_numpy(coarse),
-        torch.from_numpy(fine) if with_fine else None,
+        at(torch.from_numpy(fine)) if with_fine else None,
         torch.from_numpy(allowed),
         candidates=candidates,
         k=k,
@@ -64,7 +69,7 @@ def test_search_is_a_plain_sort(seed, queries, n, candidates, k, with_fine, shar
 def one(coarse, fine, allowed=None, **sizes):
     coarse, fine = torch.tensor([coarse]), None if fine is None else torch.tensor([fine])
     allowed = torch.ones_like(coarse, dtype=torch.bool) if allowed is None else torch.tensor([allowed])
-    found = two_stage_search(coarse, fine, allowed, **sizes)
+    found = two_stage_search(coarse, None if fine is None else at(fine), allowed, **sizes)
     return listed(found.candidates, found.candidates_valid)[0], listed(found.index, found.valid)[0]
 
 
@@ -103,6 +108,16 @@ def test_cosine_is_that_of_numpy_and_ignores_the_querys_length():
     assert torch.equal(cosine_similarity(torch.zeros(1, 8), p), torch.zeros(1, 5))
 
 
+def test_cosine_of_some_rows_is_that_of_all():
+    query, pool = torch.randn(3, 96), torch.nn.functional.normalize(torch.randn(20, 96), dim=1)
+    pool[11] = pool[4]
+    rows = torch.randint(20, (3, 7))
+    rows[:, 0], rows[:, 6] = 4, 11
+    found = cosine_similarity(query, pool, rows)
+    assert torch.allclose(found, cosine_similarity(query, pool).gather(1, rows), atol=1e-6)
+    assert torch.equal(found[:, 0], found[:, 6])
+
+
 def test_cosine_stays_exact_under_autocast():
     query, pool = torch.randn(4, 64), torch.nn.functional.normalize(torch.randn(9, 64), dim=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -121,6 +136,6 @@ def test_sixteen_queries_are_searched_in_milliseconds(n, limit):
     best = float("inf")
     for _ in range(15):
         started = time.thread_time()
-        two_stage_search(coarse, fine, allowed, candidates=50, k=5)
+        two_stage_search(coarse, at(fine), allowed, candidates=50, k=5)
         best = min(best, time.thread_time() - started)
     assert best <= limit

@@ -6,6 +6,7 @@ two streams one after the other, decoders that enlarge first.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -120,7 +121,7 @@ class AuthorsStep(nn.Module):
         flat = pool.summarise(query)[1].flatten(1)
         result = two_stage_search(
             -torch.cdist(flat, self.maps),
-            cosine_similarity(cot, pool.cot),
+            partial(cosine_similarity, cot, pool.cot),
             pool.allowed(batch.ids, batch.groups, exclude_group=method.settings.exclude_group),
             candidates=method.settings.candidates,
             k=method.settings.k,
