@@ -3,8 +3,8 @@
 import json
 import platform
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,7 @@ import torch
 
 from cers import __version__
 from cers.config import RunConfig, dump_config, load_config
-from cers.cot.rationale import parse_rationale, render
-from cers.data.cache import ImageCache
 from cers.data.case import Case
-from cers.data.layouts import load_cases
 from cers.data.loaders import BatchMaker
 from cers.data.splits import Split, dataset_hash, load_split, make_split, save_split
 from cers.engine.checkpoint import load_checkpoint, restore_method
@@ -25,13 +22,11 @@ from cers.engine.trainer import Streams, Trainer
 from cers.engine.weights import build_encoder, fingerprint
 from cers.errors import CersError
 from cers.files import write_atomic
+from cers.material import Decoding, dataset_cases, fit_texts, load_dataset, make_batches, training_cases
 from cers.methods.base import Method, Setup
 from cers.methods.registry import create_method, method_settings
 from cers.nets.encoder import PyramidEncoder
 from cers.text.encoders import TextEncoders
-from cers.text.table import TextTable
-
-Decoding = Callable[[int, int], None]
 
 # Settings that change how a run computes, not what: a resumed run may differ in them.
 FREE = {"data.path", "data.cache", "train.workers", "train.tensorboard", "train.checkpoint_every"}
@@ -87,7 +82,7 @@ def train(
         if not overwrite:
             raise CersError(f"{folder} is not empty; go on with `cers train --resume {folder}`, or pass --overwrite")
         shutil.rmtree(folder)
-    texts = _fit_texts(config, training_cases(cases, split))
+    texts = fit_texts(config, training_cases(cases, split), split)
     save_split(split, folder / "split.json")
     texts.save(folder / "text")
     write_atomic(folder / "config.yaml", dump_config(config))
@@ -143,73 +138,6 @@ def read_config(folder: Path) -> RunConfig:
     return load_config(folder / "config.yaml")
 
 
-def load_dataset(config: RunConfig) -> list[Case]:
-    """All cases that the configuration names."""
-    data = config.data
-    return load_cases(
-        data.path,
-        data.layout,
-        negatives=data.negatives,
-        group_pattern=data.group_pattern,
-        rationales=data.rationales,
-    )
-
-
-def dataset_cases(config: RunConfig, split: Split) -> list[Case]:
-    """All cases that the configuration names, with the groups of the split."""
-    return with_groups(load_dataset(config), split)
-
-
-def with_groups(cases: Sequence[Case], split: Split) -> list[Case]:
-    """The same cases; a cluster of near-duplicates found by the split counts as a group."""
-    return [replace(case, group=split.groups.get(case.id, case.group)) for case in cases]
-
-
-def training_cases(cases: Sequence[Case], split: Split) -> list[Case]:
-    """The cases training may see. Those it must not learn from have neither mask nor mask-informed rationale.
-
-    Validation cases keep the mask they are scored by; test cases are not there at all.
-    """
-    labelled, unlabelled, val = set(split.labelled), set(split.unlabelled), set(split.val)
-    seen = []
-    for case in with_groups(cases, split):
-        if case.id in labelled:
-            seen.append(case)
-        elif case.id in val:
-            seen.append(replace(case, mask_rationale=None))
-        elif case.id in unlabelled:
-            seen.append(unannotated(case))
-    return seen
-
-
-def unannotated(case: Case) -> Case:
-    """The case as it is before anyone drew its lesion."""
-    return replace(case, mask=None, negative=False, mask_rationale=None)
-
-
-def make_batches(
-    config: RunConfig,
-    cases: Sequence[Case],
-    texts: TextEncoders,
-    labelled: Collection[str],
-    on_decode: Decoding | None = None,
-) -> BatchMaker:
-    """Decoded images and embedded texts of `cases`."""
-    cache = ImageCache.build(
-        cases, config.data.image_size, config.data.cache / "images", config.data.mask, progress=on_decode
-    )
-    table = TextTable(
-        cases,
-        report=texts.report,
-        cot=texts.cot,
-        render=_render,
-        cache_folder=config.data.cache / "text",
-        labelled=labelled,
-        cot_states=texts.cot_upper is not None,
-    )
-    return BatchMaker(cache, {case.id: case for case in cases}, table)
-
-
 def _train(
     config: RunConfig,
     folder: Path,
@@ -261,27 +189,6 @@ def _create_method(
 def _split(config: RunConfig, cases: Sequence[Case]) -> Split:
     split = load_split(config.data.split, cases) if config.data.split else make_split(cases)
     return split if config.data.labelled is None else split.with_labelled(config.data.labelled)
-
-
-def _fit_texts(config: RunConfig, cases: Sequence[Case]) -> TextEncoders:
-    """Text encoders; what must be fitted is fitted on training texts."""
-    reports = [case.report for case in cases if case.report]
-    rationales = [text for case in cases for text in (case.rationale, case.mask_rationale) if text]
-    return TextEncoders.fit(config.text, reports, _well_formed(rationales), config.seed)
-
-
-def _well_formed(rationales: Sequence[str]) -> list[str]:
-    rendered = []
-    for text in rationales:
-        try:
-            rendered.append(_render(text))
-        except ValueError:
-            continue  # TextTable names them; here they only must not be learned from
-    return rendered
-
-
-def _render(text: str) -> str:
-    return render(parse_rationale(text))
 
 
 def _facts(config: RunConfig, cases: Sequence[Case], split: Split, texts: TextEncoders) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from torch import Tensor
 from cers.data.case import Batch, Case
 from cers.data.loaders import evaluation_batches, restore
 from cers.engine.device import make_accelerator
+from cers.material import Decoding, unannotated
 from cers.methods.base import Evidence, Prediction
 from cers.predict.prediction import CasePrediction, Reference
 from cers.retrieval.pool import KnowledgePool
-from cers.run import Decoding, Run, unannotated
+from cers.run import Run
 
 BATCH = 16
 

@@ -1,0 +1,110 @@
+"""What a run works on: its cases, as far as it may see them, their texts and their batches."""
+
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from cers.config import RunConfig
+from cers.cot.rationale import MalformedRationale, parse_rationale, render
+from cers.data.cache import ImageCache
+from cers.data.case import Case
+from cers.data.layouts import load_cases
+from cers.data.loaders import BatchMaker
+from cers.data.splits import Split
+from cers.text.encoders import TextEncoders
+from cers.text.table import TextTable
+
+Decoding = Callable[[int, int], None]
+
+
+def load_dataset(config: RunConfig) -> list[Case]:
+    """All cases that the configuration names."""
+    data = config.data
+    return load_cases(
+        data.path,
+        data.layout,
+        negatives=data.negatives,
+        group_pattern=data.group_pattern,
+        rationales=data.rationales,
+    )
+
+
+def dataset_cases(config: RunConfig, split: Split) -> list[Case]:
+    """All cases that the configuration names, with the groups of the split."""
+    return with_groups(load_dataset(config), split)
+
+
+def with_groups(cases: Sequence[Case], split: Split) -> list[Case]:
+    """The same cases; a cluster of near-duplicates found by the split counts as a group."""
+    return [replace(case, group=split.groups.get(case.id, case.group)) for case in cases]
+
+
+def training_cases(cases: Sequence[Case], split: Split) -> list[Case]:
+    """The cases training may see. Those it must not learn from have neither mask nor mask-informed rationale.
+
+    Validation cases keep the mask they are scored by; test cases are not there at all.
+    """
+    labelled, unlabelled, val = set(split.labelled), set(split.unlabelled), set(split.val)
+    seen = []
+    for case in with_groups(cases, split):
+        if case.id in labelled:
+            seen.append(case)
+        elif case.id in val:
+            seen.append(replace(case, mask_rationale=None))
+        elif case.id in unlabelled:
+            seen.append(unannotated(case))
+    return seen
+
+
+def unannotated(case: Case) -> Case:
+    """The case as it is before anyone drew its lesion."""
+    return replace(case, mask=None, negative=False, mask_rationale=None)
+
+
+def make_batches(
+    config: RunConfig,
+    cases: Sequence[Case],
+    texts: TextEncoders,
+    labelled: Collection[str],
+    on_decode: Decoding | None = None,
+) -> BatchMaker:
+    """Decoded images and embedded texts of `cases`."""
+    cache = ImageCache.build(
+        cases, config.data.image_size, config.data.cache / "images", config.data.mask, progress=on_decode
+    )
+    table = TextTable(
+        cases,
+        report=texts.report,
+        cot=texts.cot,
+        render=rendered,
+        cache_folder=config.data.cache / "text",
+        labelled=labelled,
+        cot_states=texts.cot_upper is not None,
+    )
+    return BatchMaker(cache, {case.id: case for case in cases}, table)
+
+
+def fit_texts(config: RunConfig, cases: Sequence[Case], split: Split) -> TextEncoders:
+    """Text encoders; what must be fitted is fitted on the well-formed texts of training cases."""
+    training = {*split.labelled, *split.unlabelled}
+    cases = [case for case in cases if case.id in training]
+    reports = [case.report for case in cases if case.report]
+    rationales = [text for case in cases for text in (case.rationale, case.mask_rationale) if text]
+    return TextEncoders.fit(config.text, reports, _well_formed(rationales), config.seed)
+
+
+def rendered(text: str) -> str:
+    """A rationale as its four aspects.
+
+    Raises:
+        MalformedRationale: it has not all four.
+    """
+    return render(parse_rationale(text))
+
+
+def _well_formed(rationales: Sequence[str]) -> list[str]:
+    texts = []
+    for text in rationales:
+        with suppress(MalformedRationale):  # TextTable names them; here they only must not be learned from
+            texts.append(rendered(text))
+    return texts
