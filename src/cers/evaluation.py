@@ -17,9 +17,9 @@ from cers.errors import CersError
 from cers.evaluate.retrieval import retrieval_quality
 from cers.evaluate.table import build_rows, summarise, write_cases_csv, write_summary
 from cers.files import write_atomic
+from cers.predict.pools import load_pool
 from cers.predict.prediction import CasePrediction
 from cers.predict.predictor import Predictor
-from cers.retrieval.pool import KnowledgePool
 from cers.run import Run, load_run
 
 THRESHOLD = 0.5
@@ -46,7 +46,7 @@ def evaluate(
         CersError: no trained run, no such part or dataset, or `pool` was built with another encoder.
     """
     run = load_run(folder)
-    cases = _own_cases(run, part) if data is None else _other_cases(data, layout, run)
+    cases = _own_cases(run, part) if data is None else _other_cases(data, layout)
     out = out or folder / ("eval" if data is None and part == "test" else f"eval-{data.stem if data else part}")
     predictor = Predictor(run, cases, pool=None if pool is None else load_pool(run, pool))
     evidence: list[str] = []
@@ -58,17 +58,6 @@ def evaluate(
     write_atomic(out / "evidence.jsonl", "".join(evidence))
     write_summary(summary, out / "summary.json")
     return summary
-
-
-def load_pool(run: Run, folder: Path) -> KnowledgePool:
-    """A saved pool, if it fits the run's encoder.
-
-    Raises:
-        CersError: it does not.
-    """
-    from cers.engine.weights import fingerprint
-
-    return KnowledgePool.load(folder, encoder=fingerprint(run.method.encoder))
 
 
 def retrieval_table(predictor: Predictor, cases: Sequence[Case], run: Run) -> dict[str, Any]:
@@ -107,8 +96,8 @@ def _own_cases(run: Run, part: str) -> list[Case]:
     return [known[id_] for id_ in parts[part]]
 
 
-def _other_cases(data: Path, layout: str, run: Run) -> list[Case]:
-    cases = [case for case in load_cases(data, layout, group_pattern=None) if case.annotated]
+def _other_cases(data: Path, layout: str) -> list[Case]:
+    cases = [case for case in load_cases(data, layout) if case.annotated]
     if not cases:
         raise CersError(f"{data} has no annotated case to score; give one with masks")
     return cases

@@ -105,7 +105,7 @@ def _plain(console: Console, what: str, total: int) -> Advance:
     def advance(count: int = 1, note: str = "") -> None:
         nonlocal done, last
         done += count
-        if done >= total or time.monotonic() - last >= PLAIN_SECONDS:
+        if count and (done >= total or time.monotonic() - last >= PLAIN_SECONDS):
             last = time.monotonic()
             line = f"{what} {done}/{total} {note}".rstrip()
             console.print(line, markup=False, highlight=False, soft_wrap=True)

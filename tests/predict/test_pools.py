@@ -1,0 +1,170 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cers.cli.main import main
+from cers.cli.pool import app
+from cers.data.layouts import load_cases
+from cers.errors import CersError
+from cers.evaluation import evaluate
+from cers.predict.pools import build_pool, inspect_pool, load_pool, neighbours
+from cers.retrieval.pool import KnowledgePool, PoolEntry, PoolShape
+from cers.run import load_run
+
+LIMIT = 80 * 1024  # bytes per case
+
+
+@pytest.fixture(scope="module")
+def extended(home: Path) -> Path:
+    """The labelled cases of the run and all of the second hospital."""
+    build_pool(home / "cers", home / "extended", data=home / "elsewhere" / "manifest.csv", keep_own=True)
+    return home / "extended"
+
+
+def references(folder: Path) -> dict[str, list[str]]:
+    rows = map(json.loads, (folder / "evidence.jsonl").read_text(encoding="utf-8").splitlines())
+    return {row["id"]: [reference["id"] for reference in row["references"]] for row in rows}
+
+
+def test_the_runs_own_pool_holds_its_labelled_cases_and_what_the_encoder_sees_now(home: Path) -> None:
+    built = build_pool(home / "cers", home / "own")
+    run = load_run(home / "cers")
+    assert run.method.pool is not None
+    assert built.entries == run.method.pool.entries
+    assert set(built.ids) == set(run.split.labelled)
+    assert built.filled.all()
+    assert built.cot_known.all()
+    assert torch.equal(load_pool(run, home / "own").image, built.image)
+    assert torch.allclose(built.image.norm(dim=1), torch.ones(len(built)), atol=1e-5)
+
+
+def test_mask_informed_rationales_are_preferred(home: Path, tmp_path: Path) -> None:
+    table = tmp_path / "elsewhere.csv"
+    text = (home / "elsewhere" / "manifest.csv").read_text(encoding="utf-8")
+    for part in ("images/", "masks/"):
+        text = text.replace(f"{part}far", f"{home / 'elsewhere'}/{part}far")
+    table.write_text(text.replace("mask_cot", "unused"), encoding="utf-8")
+    cases = {case.id: case for case in load_cases(home / "elsewhere" / "manifest.csv")}
+    assert all(case.mask_rationale and case.rationale for case in cases.values())
+    informed = build_pool(home / "cers", tmp_path / "informed", data=home / "elsewhere" / "manifest.csv")
+    free = build_pool(home / "cers", tmp_path / "free", data=table)
+    assert informed.ids == free.ids
+    assert free.cot_known.all()
+    assert torch.equal(informed.image, free.image)
+    assert not torch.allclose(informed.cot, free.cot, atol=1e-3)
+
+
+def test_new_knowledge_changes_what_is_retrieved_and_nothing_else(home: Path, extended: Path) -> None:
+    run = home / "cers"
+    evaluate(run, out=home / "before")
+    summary = evaluate(run, pool=extended, out=home / "after")
+    before, after = references(home / "before"), references(home / "after")
+    assert before.keys() == after.keys()
+    assert not any(id_.startswith("far") for ids in before.values() for id_ in ids)
+    assert any(id_.startswith("far") for ids in after.values() for id_ in ids)
+    assert all(quality["coverage"]["of"] == 12 + 20 for quality in summary["retrieval"].values())
+
+
+def test_a_pool_of_another_encoder_is_one_line_and_status_2(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_pool(home / "other", home / "foreign")
+    monkeypatch.setattr(sys, "argv", ["cers", "eval", str(home / "cers"), "--pool", str(home / "foreign")])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert "was built with encoder test_convnext-" in told.err
+    assert "cers pool build" in told.err
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        ("plain", {}, "which has no knowledge pool"),
+        ("nowhere", {}, "holds no run"),
+        ("cers", {"data": "phantom/manifest.csv", "keep_own": True}, r"is a case of the run and of .* \(12 such ids\)"),
+        ("cers", {"data": "bare.csv"}, "no annotated case"),
+    ],
+)
+def test_what_cannot_fill_a_pool_is_refused(home: Path, tmp_path: Path, run: str, options: dict, message: str) -> None:
+    image = next((home / "elsewhere" / "images").iterdir())
+    (home / "bare.csv").write_text(f"image\n{image}\n", encoding="utf-8")
+    if "data" in options:
+        options = options | {"data": home / options["data"]}
+    with pytest.raises(CersError, match=message):
+        build_pool(home / run, tmp_path / "pool", **options)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_pool_is_replaced_on_request_only(home: Path, extended: Path) -> None:
+    with pytest.raises(CersError, match="holds a pool already"):
+        build_pool(home / "cers", extended)
+
+
+def test_facts_of_a_pool(home: Path, extended: Path) -> None:
+    facts = inspect_pool(extended)
+    assert (facts.entries, facts.filled, facts.cot_known, facts.report_known) == (32, 32, 32, 32)
+    assert sum(facts.classes.values()) == 32
+    assert facts.without_group == 0
+    assert facts.encoder.startswith("test_convnext-")
+    pool = KnowledgePool.load(extended)
+    cosines = pool.image @ pool.image.T - 2 * torch.eye(32)
+    assert facts.nearest_image == pytest.approx(float(cosines.amax(1).mean()), abs=1e-5)
+    own = inspect_pool(home / "cers")
+    assert own.entries == 12
+    assert Path(own.folder) == home / "cers" / "pool"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        PoolShape(channels=768, grid=7, cot=512, report=128),  # ConvNeXt-T at 224 px
+        PoolShape(channels=320, grid=4, cot=512, report=128),  # EfficientNet-Lite0 at 128 px
+    ],
+)
+def test_a_case_takes_little_room(tmp_path: Path, shape: PoolShape) -> None:
+    entries = [PoolEntry(f"c{i}", f"p{i // 2}", "glioma") for i in range(50)]
+    KnowledgePool(entries, shape).save(tmp_path / "pool", encoder="convnext_tiny-0")
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "pool").iterdir()) / 50
+    facts = inspect_pool(tmp_path / "pool")
+    assert facts.bytes_per_case <= on_disk <= LIMIT
+    assert facts.groups == 25
+    assert (facts.filled, facts.nearest_image, facts.nearest_cot) == (0, None, None)
+
+
+def test_neighbours_are_the_most_similar_others(extended: Path) -> None:
+    pool = KnowledgePool.load(extended)
+    case = pool.ids[3]
+    near = neighbours(extended, case, count=4)
+    for name, vectors in (("image", pool.image), ("cot", pool.cot)):
+        cosines = vectors @ vectors[3]
+        cosines[3] = -1
+        wanted = [pool.ids[i] for i in cosines.argsort(descending=True)[:4]]
+        assert [neighbour.id for neighbour in near[name]] == wanted
+        assert near[name][0].similarity == pytest.approx(float(cosines.max()), abs=1e-5)
+    with pytest.raises(CersError, match="is not in the pool"):
+        neighbours(extended, "nobody")
+
+
+def test_commands(home: Path, extended: Path) -> None:
+    runner = CliRunner()
+    built = runner.invoke(app, ["build", str(home / "cers"), "--out", str(home / "by-command")])
+    assert built.exit_code == 0, built.output
+    assert f"pool of 12 cases: {home / 'by-command'}; next: cers eval" in built.output
+    case = KnowledgePool.load(extended).ids[0]
+    shown = runner.invoke(app, ["inspect", str(extended), "--case", case])
+    for text in ("32 of 32", "KiB per case", "test_convnext-", f"Nearest to {case} by image", "by cot"):
+        assert text in shown.output
+    listed = json.loads(runner.invoke(app, ["inspect", str(extended), "--case", case, "--json"]).stdout)
+    assert listed["entries"] == 32
+    assert [n["id"] for n in listed["nearest"][case]["image"]] == [n.id for n in neighbours(extended, case)["image"]]
+    refused = runner.invoke(app, ["inspect", str(home / "plain")])
+    assert isinstance(refused.exception, CersError)
+    assert "has no knowledge pool" in str(refused.exception)
