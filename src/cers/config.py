@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cers.errors import CersError, nearest
 
@@ -104,6 +104,12 @@ class TrainConfig(Section):
     workers: int = Field(0, ge=0, description="processes that load images")
     tensorboard: bool = False
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        """YAML reads an unquoted `no` as false."""
+        return "no" if value is False else value
+
 
 class RunConfig(Section):
     """Everything that decides what a run computes."""
@@ -123,8 +129,7 @@ class RunConfig(Section):
             CersError: unknown key or a value of the wrong type.
         """
         values = self.model_dump(mode="json")
-        for override in overrides:
-            _apply(values, override)
+        _apply_all(values, overrides)
         return type(self).model_validate(parse_config(values, where="override").model_dump())
 
     def resolved(self, precision: str, settings: Mapping[str, Any]) -> Self:
@@ -145,12 +150,13 @@ def preset_names() -> list[str]:
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a preset name or YAML file, with `section.key=value` overrides applied in order.
 
+    Another `method.name` takes none of the method settings in the file: they are those of the method named there.
+
     Raises:
         CersError: unknown preset, unreadable file, unknown key or a value of the wrong type.
     """
     values = {} if source is None else _read_yaml(source)
-    for override in overrides:
-        _apply(values, override)
+    _apply_all(values, overrides)
     return parse_config(values, where=str(source or "defaults"))
 
 
@@ -178,19 +184,22 @@ def dump_config(config: RunConfig) -> str:
 def _read_yaml(source: str | Path) -> dict[str, Any]:
     path = Path(source)
     preset = resources.files("cers.presets") / f"{source}.yaml"
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif preset.is_file():
-        text = preset.read_text(encoding="utf-8")
-    else:
+    if not path.is_file() and not preset.is_file():
         raise CersError(f"no preset or file '{source}'; {nearest(str(source), preset_names())}")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.safe_load((path if path.is_file() else preset).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CersError(f"{source}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise CersError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):
         raise CersError(f"{source}: expected sections such as 'data:' and 'train:', found {type(values).__name__}")
     return values or {}
+
+
+def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    for override in sorted(overrides, key=lambda o: not o.startswith("method.name=")):
+        _apply(values, override)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -199,10 +208,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise CersError(f"override '{override}' is not of the form section.key=value, e.g. train.steps=500")
     *sections, last = key.split(".")
     for name in sections:
-        values = values.setdefault(name, {})
+        if values.get(name) is None:
+            values[name] = {}
+        values = values[name]
         if not isinstance(values, dict):
             raise CersError(f"override '{override}': '{name}' has no keys of its own")
-    values[last] = yaml.safe_load(text)
+    if key == "method.name" and text != values.get("name", MethodConfig().name):
+        values.pop("settings", None)  # they are those of the method it was before
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:  # a regular expression, for instance
+        values[last] = text
 
 
 def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:

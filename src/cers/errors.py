@@ -11,6 +11,13 @@ class CersError(Exception):
     """
 
 
+class Interrupted(BaseException):
+    """Ctrl-C after which everything is saved; the message says how to go on.
+
+    Like KeyboardInterrupt it passes `except Exception`. The command line prints it and exits with status 130.
+    """
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the closest of `known`, or all of them when none is close."""
     options = sorted(set(known))

@@ -1,7 +1,7 @@
 """Scoring a run: its predictions against masks, its references against its queries."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ OnCase = Callable[[int, int], None]
 
 def evaluate(
     folder: Path,
+    overrides: Sequence[str] = (),
     *,
     part: str = "test",
     data: Path | None = None,
@@ -40,14 +41,15 @@ def evaluate(
 
     Writes into `out` (default `eval/` of the run, `eval-<name>/` for other data): `cases.csv`, `summary.json`, the
     predicted masks as `masks/<id>.png` at the size of their images, and `evidence.jsonl` with every case's references.
-    Returns the summary: metrics by branch, and under "retrieval" the quality of every strategy.
+    Returns the summary: metrics by branch, and under "retrieval" the quality of every strategy. `overrides` say where
+    the run's data are now, e.g. `data.path=…`.
 
     Raises:
         CersError: no trained run, no such part or dataset, or `pool` was built with another encoder.
     """
-    run = load_run(folder)
+    run = load_run(folder, overrides)
     cases = _own_cases(run, part) if data is None else _other_cases(data, layout)
-    out = out or folder / ("eval" if data is None and part == "test" else f"eval-{data.stem if data else part}")
+    out = out or evaluation_folder(folder, part, data)
     predictor = Predictor(run, cases, pool=None if pool is None else load_pool(run, pool))
     evidence: list[str] = []
     rows = build_rows(_scored(predictor, cases, run, out, evidence, on_case))
@@ -60,12 +62,18 @@ def evaluate(
     return summary
 
 
+def evaluation_folder(folder: Path, part: str = "test", data: Path | None = None) -> Path:
+    """Where `evaluate` writes: `eval` in the run, `eval-val` for the validation part, `eval-<name>` for other data."""
+    other = data.stem if data is not None else part
+    return folder / ("eval" if data is None and part == "test" else f"eval-{other}")
+
+
 def retrieval_table(predictor: Predictor, cases: Sequence[Case], run: Run) -> dict[str, Any]:
     """For each strategy how much its references resemble their queries; empty for a method without retrieval."""
     pool = run.method.pool
     if pool is None or not len(pool):
         return {}
-    known = run.cases()
+    known = _known(run)
     entries = {
         entry.id: known.get(entry.id, Case(entry.id, Path(), group=entry.group, label=entry.label))
         for entry in pool.entries
@@ -94,6 +102,14 @@ def _own_cases(run: Run, part: str) -> list[Case]:
     if not parts[part]:
         raise CersError(f"the split of {run.folder} has no {part} cases; score other data with --data PATH")
     return [known[id_] for id_ in parts[part]]
+
+
+def _known(run: Run) -> Mapping[str, Case]:
+    """The run's own cases, none where its data are not at hand: other data can be scored without them."""
+    try:
+        return run.cases()
+    except CersError:
+        return {}
 
 
 def _other_cases(data: Path, layout: str) -> list[Case]:

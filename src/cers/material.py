@@ -10,7 +10,8 @@ from cers.data.cache import ImageCache
 from cers.data.case import Case
 from cers.data.layouts import load_cases
 from cers.data.loaders import BatchMaker
-from cers.data.splits import Split
+from cers.data.splits import Split, unfit
+from cers.errors import CersError
 from cers.text.encoders import TextEncoders
 from cers.text.table import TextTable
 
@@ -18,20 +19,39 @@ Decoding = Callable[[int, int], None]
 
 
 def load_dataset(config: RunConfig) -> list[Case]:
-    """All cases that the configuration names."""
+    """All cases that the configuration names.
+
+    Raises:
+        CersError: no dataset there, or one with errors.
+    """
     data = config.data
-    return load_cases(
-        data.path,
-        data.layout,
-        negatives=data.negatives,
-        group_pattern=data.group_pattern,
-        rationales=data.rationales,
-    )
+    try:
+        return load_cases(
+            data.path,
+            data.layout,
+            negatives=data.negatives,
+            group_pattern=data.group_pattern,
+            rationales=data.rationales,
+        )
+    except CersError as error:
+        if data.path.expanduser().exists():
+            raise
+        raise CersError(f"{error}; say where it is with data.path=FOLDER") from None
 
 
 def dataset_cases(config: RunConfig, split: Split) -> list[Case]:
-    """All cases that the configuration names, with the groups of the split."""
-    return with_groups(load_dataset(config), split)
+    """All cases that the configuration names, with the groups of the split.
+
+    Raises:
+        CersError: no dataset there, or not the one of the split.
+    """
+    cases = load_dataset(config)
+    if wrong := unfit(split, cases):
+        raise CersError(
+            f"data.path={config.data.path} is not the dataset of this run any more: {wrong[0]}; "
+            "restore it, or say where it is with data.path=FOLDER"
+        )
+    return with_groups(cases, split)
 
 
 def with_groups(cases: Sequence[Case], split: Split) -> list[Case]:

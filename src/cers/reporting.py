@@ -22,23 +22,23 @@ from cers.run import Run, load_run
 REJECTED_SHOWN = 5
 
 
-def report(folder: Path, *, n_each: int = 3, out: Path | None = None) -> Path:
+def report(folder: Path, overrides: Sequence[str] = (), *, n_each: int = 3, out: Path | None = None) -> Path:
     """Write `report.html` of an evaluated run: curves, metrics, and best, median and worst cases with their evidence.
 
+    `overrides` say where the run's data are now, e.g. `data.path=…`.
+
     Raises:
-        CersError: the run is not there or not evaluated yet.
+        CersError: the run is not there or not evaluated yet, or its data are not there.
     """
-    run = load_run(folder)
-    summary_file = folder / "eval" / "summary.json"
-    if not summary_file.is_file():
-        raise CersError(f"{folder} is not evaluated yet; run `cers eval {folder}` first")
+    run = load_run(folder, overrides)
+    summary = _summary(folder)
     rows = read_cases_csv(folder / "eval" / "cases.csv")
     known = run.cases()
     picked = pick_cases(rows, n_each)
     data = ReportData(
         title=f"{run.config.method.name} · {folder.name}",
         config=run.config.model_dump(mode="json"),
-        summary=json.loads(summary_file.read_text(encoding="utf-8")),
+        summary=summary,
         log=read_log(folder / "log.jsonl"),
         provenance=_provenance(run),
         cases=_shown_cases(run, known, picked, rows),
@@ -46,6 +46,17 @@ def report(folder: Path, *, n_each: int = 3, out: Path | None = None) -> Path:
     path = out or folder / "report.html"
     write_atomic(path, render_report(data))
     return path
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "eval" / "summary.json"
+    if not path.is_file():
+        raise CersError(f"{folder} is not evaluated yet; run `cers eval {folder}` first")
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise CersError(f"{path} is damaged; run `cers eval {folder}` again") from None
+    return summary
 
 
 def _provenance(run: Run) -> dict[str, Any]:

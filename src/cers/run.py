@@ -3,7 +3,7 @@
 import json
 import platform
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,10 @@ from cers.text.encoders import TextEncoders
 
 # Settings that change how a run computes, not what: a resumed run may differ in them.
 FREE = {"data.path", "data.cache", "train.workers", "train.tensorboard", "train.checkpoint_every"}
+
+# What a folder holds before it can be resumed, and what every run holds from then on.
+BEGUN = {"split.json", "text"}
+COMPLETE = {"config.yaml", *BEGUN}
 
 
 @dataclass(frozen=True)
@@ -63,30 +67,35 @@ def train(
     folder: Path,
     *,
     overwrite: bool = False,
+    on_note: Callable[[str], None] | None = None,
     on_row: OnRow | None = None,
     on_decode: Decoding | None = None,
 ) -> Path:
     """Train a new run into `folder` and return it.
 
-    `on_row` is told every row of the log, `on_decode` how many files of how many are decoded.
+    `on_note` is told what was decided for want of a setting, `on_row` every row of the log, `on_decode` how many files
+    of how many are decoded.
 
     Raises:
         CersError: bad settings or data, an existing run without `overwrite`, a full disk, a loss that is not finite.
         Interrupted: Ctrl-C; `resume(folder)` goes on.
     """
+    _require_free(folder, overwrite)
     settings = method_settings(config.method.name, config.method.settings).model_dump(mode="json")
     config = config.resolved(actual_precision(config.train.precision), settings)
     cases = load_dataset(config)
+    if config.data.split is None and on_note is not None:
+        on_note(f"data.split is not set: making a grouped split, 8:1:1, kept as {folder / 'split.json'}")
     split = _split(config, cases)
-    if folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise CersError(f"{folder} is not empty; go on with `cers train --resume {folder}`, or pass --overwrite")
-        shutil.rmtree(folder)
     texts = fit_texts(config, training_cases(cases, split), split)
+    # Everything is read before an older run is deleted.
+    trainer = _trainer(config, folder, cases, split, texts, on_row, on_decode)
+    if folder.exists() and overwrite:
+        shutil.rmtree(folder)
     save_split(split, folder / "split.json")
     texts.save(folder / "text")
     write_atomic(folder / "config.yaml", dump_config(config))
-    return _train(config, folder, cases, split, texts, on_row, on_decode)
+    return _run(trainer)
 
 
 def resume(
@@ -101,21 +110,20 @@ def resume(
     Raises:
         CersError: no run there, or an override would change what it computes.
     """
-    stored = read_config(folder)
-    changed = stored.with_values(overrides)
-    _refuse_changes(stored, changed)
-    cases = load_dataset(changed)
-    split = load_split(folder / "split.json", cases)
-    return _train(changed, folder, cases, split, TextEncoders.load(folder / "text", stored.text), on_row, on_decode)
+    config = read_config(folder, overrides)
+    split = load_split(folder / "split.json")
+    cases = dataset_cases(config, split)
+    texts = TextEncoders.load(folder / "text", config.text)
+    return _run(_trainer(config, folder, cases, split, texts, on_row, on_decode))
 
 
-def load_run(folder: Path) -> Run:
-    """The run in `folder` with its best weights, ready to predict.
+def load_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
+    """The run in `folder` with its best weights, ready to predict; `overrides` say e.g. where its data are now.
 
     Raises:
-        CersError: no run there, not trained yet, or its files do not fit each other.
+        CersError: no run there, not trained yet, its files do not fit each other, or an override would change it.
     """
-    config = read_config(folder)
+    config = read_config(folder, overrides)
     split = load_split(folder / "split.json")
     texts = TextEncoders.load(folder / "text", config.text)
     path = folder / "checkpoints" / "best.safetensors"
@@ -127,18 +135,34 @@ def load_run(folder: Path) -> Run:
     return Run(folder, config, split, texts, method.eval(), checkpoint.facts)
 
 
-def read_config(folder: Path) -> RunConfig:
-    """The resolved configuration of a run.
+def read_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved configuration of a run; `overrides` may change how it computes and where its files are.
 
     Raises:
-        CersError: `folder` holds no run.
+        CersError: `folder` holds no run, or an override would change what it computes.
     """
     if not (folder / "config.yaml").is_file():
         raise CersError(f"{folder} holds no run (config.yaml is missing); train one with `cers train --out {folder}`")
-    return load_config(folder / "config.yaml")
+    stored = load_config(folder / "config.yaml")
+    changed = stored.with_values(overrides)
+    _refuse_changes(stored, changed)
+    return changed
 
 
-def _train(
+def _require_free(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CersError(f"{folder} is a file; name another folder with --out")
+    held = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if held <= BEGUN or (overwrite and held >= COMPLETE):
+        return
+    if held >= COMPLETE:
+        raise CersError(f"{folder} holds a run; go on with `cers train --resume {folder}`, or pass --overwrite")
+    raise CersError(f"{folder} is not empty and holds no run; delete it, or name another folder with --out")
+
+
+def _trainer(
     config: RunConfig,
     folder: Path,
     cases: Sequence[Case],
@@ -146,7 +170,8 @@ def _train(
     texts: TextEncoders,
     on_row: OnRow | None,
     on_decode: Decoding | None,
-) -> Path:
+) -> Trainer:
+    """All that a run needs, with every file read; nothing is written into `folder` yet."""
     seen = training_cases(cases, split)
     by_id = {case.id: case for case in seen}
     entries = [(id_, by_id[id_].group, by_id[id_].label) for id_ in split.labelled]
@@ -154,10 +179,15 @@ def _train(
     facts = {**_facts(config, seen, split, texts), "encoder_weights": weights, "entries": entries}
     maker = make_batches(config, seen, texts, split.labelled, on_decode)
     streams = Streams(split.labelled, split.unlabelled, split.val)
-    trainer = Trainer(method, maker, streams, config, folder, facts=facts, on_row=on_row)
+    return Trainer(method, maker, streams, config, folder, facts=facts, on_row=on_row)
+
+
+def _run(trainer: Trainer) -> Path:
+    folder = trainer.folder
     trainer.resume()
     state = trainer.run()
-    write_atomic(folder / "run.json", json.dumps({**facts, "seconds": state.seconds, "steps": state.step}, indent=1))
+    facts = {**trainer.facts, "seconds": state.seconds, "steps": state.step}
+    write_atomic(folder / "run.json", json.dumps(facts, indent=1))
     run = load_run(folder)
     if run.method.pool is not None:
         run.method.pool.save(folder / "pool", encoder=fingerprint(run.method.encoder))
@@ -217,7 +247,7 @@ def _refuse_changes(stored: RunConfig, changed: RunConfig) -> None:
     for key in broken:
         if key not in FREE:
             raise CersError(
-                f"{key} was {before.get(key)!r} when the run started and cannot become {after.get(key)!r} on resuming; "
+                f"{key} was {before.get(key)!r} when the run started and cannot become {after.get(key)!r} now; "
                 "start a new run with --out, or leave it out"
             )
 

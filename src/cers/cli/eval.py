@@ -10,6 +10,9 @@ from cers.cli.console import counted, say, say_json, say_table
 
 def eval(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Where things are now, e.g. data.path=/new/place/brisc2025")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Another dataset with masks to score instead.")] = None,
     layout: Annotated[str, typer.Option(help="Layout of --data.")] = "auto",
     part: Annotated[str, typer.Option(help="test or val, of the run's own split.")] = "test",
@@ -20,10 +23,10 @@ def eval(
 ) -> None:
     """Evaluate a run: Dice, IoU, HD95, ASSD and NSD per case, with intervals, and the quality of its retrieval."""
     from cers.evaluate.retrieval import strategy_rows
-    from cers.evaluation import evaluate
+    from cers.evaluation import evaluate, evaluation_folder
 
     with counted("scoring") as on_case:
-        summary = evaluate(run, data=data, layout=layout, part=part, pool=pool, on_case=on_case)
+        summary = evaluate(run, overrides or (), data=data, layout=layout, part=part, pool=pool, on_case=on_case)
     if as_json:
         say_json(summary)
         return
@@ -31,7 +34,7 @@ def eval(
     if "retrieval" in summary:
         head, *rows = strategy_rows(summary["retrieval"])
         say_table(head, rows, title="Retrieval, by strategy")
-    say(f"per case: {run / 'eval' / 'cases.csv'}; next: cers report {run}")
+    say(f"per case: {evaluation_folder(run, part, data) / 'cases.csv'}; next: cers report {run}")
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from cers import __version__
-from cers.errors import CersError, nearest
+from cers.errors import CersError, Interrupted, nearest
 
 INTERRUPTED = 130
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
@@ -42,6 +42,9 @@ def main() -> None:
         _run(sys.argv[1:])
     except CersError as error:
         _fail(_one_line(error))
+    except Interrupted as stop:
+        _say(str(stop))
+        raise SystemExit(INTERRUPTED) from None
     except KeyboardInterrupt:
         _say("interrupted")
         raise SystemExit(INTERRUPTED) from None

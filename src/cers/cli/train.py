@@ -37,7 +37,7 @@ def train(
     config = load_config(preset, overrides or ())
     folder = out or Path("runs") / f"{config.method.name}-seed{config.seed}"
     with decoding_progress() as on_decode, training_progress() as on_row:
-        run.train(config, folder, overwrite=overwrite, on_row=on_row, on_decode=on_decode)
+        run.train(config, folder, overwrite=overwrite, on_note=note, on_row=on_row, on_decode=on_decode)
     say(f"trained: {folder}; next: cers eval {folder}")
 
 

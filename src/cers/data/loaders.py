@@ -1,5 +1,6 @@
 """Batches: clean ones for evaluation, and an endless, resumable stream of augmented ones for training."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -163,7 +164,7 @@ def training_batches(
         keep_sides,
     )
     return iter(
-        DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_one_thread)
+        DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_begin_worker)
     )
 
 
@@ -230,9 +231,14 @@ def _unchanged(item: Item) -> Item:
     return item
 
 
-def _one_thread(_: int) -> None:
-    """Workers are the parallelism; threads inside them would only compete, and a forked thread pool is dead."""
+def _begin_worker(_: int) -> None:
+    """Workers are the parallelism: threads inside them would only compete, and a forked thread pool is dead.
+
+    Ctrl-C reaches every process of a terminal, but only the training loop decides what it means.
+    """
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def restore(probability: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

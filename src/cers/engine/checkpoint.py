@@ -63,7 +63,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise CersError(f"no checkpoint at {path}; train first, or name another run") from None
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CersError(f"{path} is not a whole checkpoint ({error}); delete it and resume from another") from None
+        raise CersError(f"{path} is not a whole checkpoint ({error}); restore it from a copy, or train again") from None
 
 
 def restore_method(method: nn.Module, checkpoint: Checkpoint, where: Path) -> None:

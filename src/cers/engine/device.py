@@ -6,11 +6,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from cers.errors import CersError
+
 
 def make_accelerator(precision: str) -> Accelerator:
-    """An accelerator of that precision; its process-wide state is renewed, since runs may differ in it."""
+    """An accelerator of that precision; its process-wide state is renewed, since runs may differ in it.
+
+    Raises:
+        CersError: this machine has no such precision.
+    """
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision)
+    try:
+        return Accelerator(mixed_precision=precision)
+    except ValueError:
+        raise CersError(f"train.precision={precision} needs a GPU that has it; set train.precision=auto") from None
 
 
 def actual_precision(wanted: str) -> str:

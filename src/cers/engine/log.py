@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ class RunLog:
 
     def write(self, row: Row) -> None:
         """Append one row; it must have `kind` and `step`."""
-        self._file.write(_line(row))
-        self._file.flush()
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            raise CersError(f"cannot write {self.path}: {error.strerror}; free space, then resume the run") from None
         if self._on_row is not None:
             self._on_row(row)
         if self._board is not None:
@@ -36,7 +40,8 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        with suppress(OSError):  # each row was flushed; what a full disk refused is not worth a second failure
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -1,9 +1,10 @@
 """The only training loop. It never asks which method it runs."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cers.engine.device import make_accelerator
 from cers.engine.interrupt import Interrupts
 from cers.engine.log import OnRow, RunLog
 from cers.engine.validation import validation_dice
-from cers.errors import CersError
+from cers.errors import CersError, Interrupted
 from cers.files import write_atomic
 from cers.methods.base import Method, Progress, Stage, StepResult
 from cers.schedules import learning_rate
@@ -53,6 +54,7 @@ class State:
     without_better: int = 0
     stopped: bool = False
     average_updates: int = 0
+    scaler: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -63,10 +65,6 @@ class Span:
     stage: Stage
     first: int
     end: int
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C after which everything is saved; the message says how to go on."""
 
 
 class Trainer:
@@ -115,6 +113,8 @@ class Trainer:
         self.state = State(**checkpoint.facts["state"])
         if self.average is not None:
             restore_average(self.average, checkpoint, self.state.average_updates)
+        if self.accelerator.scaler is not None and self.state.scaler:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
 
     def run(self) -> State:
         """Train to the end of the budget or until validation stops getting better.
@@ -217,10 +217,9 @@ class Trainer:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(result.loss)
-        if self.config.optim.clip_norm is not None:
-            norm = self.accelerator.clip_grad_norm_(self.method.parameters(), self.config.optim.clip_norm)
-            if self.accelerator.scaler is None:  # fp16 skips such steps by itself
-                self._require_finite(norm, "gradient", batch)
+        norm = self.accelerator.clip_grad_norm_(self.method.parameters(), self.config.optim.clip_norm or math.inf)
+        if self.accelerator.scaler is None:  # fp16 skips such steps by itself
+            self._require_finite(norm, "gradient", batch)
         self.optimizer.step()
         self.method.after_step()
         if self.average is not None:
@@ -246,8 +245,8 @@ class Trainer:
         ids = [*batch.labelled.ids, *(batch.unlabelled.ids if batch.unlabelled else ())]
         write_atomic(path, save(batch.tensors(), metadata={"ids": ",".join(ids)}))
         raise CersError(
-            f"the {what} of step {self.state.step + 1} is not finite; its batch is saved as {path}; lower optim.lr, "
-            "set optim.clip_norm or train.precision=no, then resume from the last checkpoint"
+            f"the {what} of step {self.state.step + 1} is not finite; its batch is saved as {path}; start a new "
+            "run with a lower optim.lr, with optim.clip_norm or with train.precision=no"
         )
 
     def _validate(self, span: Span, log: RunLog) -> None:
@@ -269,6 +268,8 @@ class Trainer:
         self.state.stopped = is_last_stage and patience is not None and self.state.without_better >= patience
 
     def _save(self) -> None:
+        if self.accelerator.scaler is not None:
+            self.state.scaler = self.accelerator.scaler.state_dict()
         save_checkpoint(self.last, self._facts(), self.method, self.optimizer, self.average)
         if not self.streams.validation:
             with self._averaged():

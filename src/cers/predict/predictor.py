@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cers.data.case import Batch, Case
 from cers.data.loaders import evaluation_batches, restore
-from cers.engine.device import make_accelerator
+from cers.engine.device import actual_precision, make_accelerator
 from cers.material import Decoding, unannotated
 from cers.methods.base import Evidence, Prediction
 from cers.predict.prediction import CasePrediction, Reference
@@ -31,7 +31,9 @@ class Predictor:
     def __init__(
         self, run: Run, cases: Sequence[Case], *, pool: KnowledgePool | None = None, on_decode: Decoding | None = None
     ) -> None:
-        self.accelerator = make_accelerator(run.config.train.precision)
+        # A run trained in mixed precision predicts in the one of this machine, which may have another or none.
+        mixed = run.config.train.precision != "no"
+        self.accelerator = make_accelerator(actual_precision("auto") if mixed else "no")
         self.method = run.method.to(self.accelerator.device).eval()
         if pool is not None:
             self.method.pool = pool.to(self.accelerator.device)
