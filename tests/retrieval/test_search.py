@@ -64,6 +64,7 @@ def test_search_is_a_plain_sort(seed, queries, n, candidates, k, with_fine, shar
     assert found.index.shape == found.valid.shape == (queries, k)
     assert listed(found.candidates, found.candidates_valid) == by_coarse
     assert listed(found.index, found.valid) == by_fine
+    assert torch.equal(found.candidates.gather(1, found.place), found.index)
 
 
 def one(coarse, fine, allowed=None, **sizes):
@@ -95,6 +96,13 @@ def test_fewer_candidates_than_references_are_topped_up():
 
 def test_nothing_allowed_finds_nothing():
     assert one([0.3, 0.4], [0.3, 0.4], [False, False], candidates=5, k=2) == ([], [])
+
+
+def test_what_cannot_be_known_ranks_last_and_nothing_known_keeps_the_coarse_order():
+    nan = float("nan")
+    assert one([0.9, 0.8, 0.7], [nan, 0.1, -0.9], candidates=3, k=3)[1] == [1, 2, 0]
+    assert one([0.7, 0.9, 0.8], [nan, nan, nan], candidates=3, k=3)[1] == [1, 2, 0]
+    assert one([0.7, 0.9, 0.8], [nan, nan, 0.5], [True, True, False], candidates=3, k=3)[1] == [1, 0]
 
 
 def test_cosine_is_that_of_numpy_and_ignores_the_querys_length():

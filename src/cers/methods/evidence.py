@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -37,34 +38,29 @@ class Retriever:
         `fresh` lets the random control draw anew at each call; otherwise its draw depends on the query's id alone.
         """
         by_image = cosine_similarity(image, pool.image)
-
-        def by_text(rows: Tensor | None = None) -> Tensor:
-            return self._text_similarity(pool, batch, cot, by_image, rows)
-
-        def usable(rows: Tensor | None = None) -> Tensor:
-            similarity = by_text(rows)
-            instead = by_image if rows is None else by_image.gather(1, rows)
-            return torch.where(similarity.isnan().all(dim=1, keepdim=True), instead, similarity.nan_to_num(nan=-2.0))
-
-        coarse, fine = by_image, usable if "+" in self.strategy or self.strategy == "shuffled-cot" else None
+        by_text = partial(self._text_similarity, pool, batch, cot, by_image)
+        coarse, fine = by_image, by_text if "+" in self.strategy or self.strategy == "shuffled-cot" else None
         if self.strategy in ("cot", "report"):
-            coarse = usable()
+            text = by_text(None)
+            coarse = torch.where(text.isnan().all(dim=1, keepdim=True), by_image, text.nan_to_num(nan=-2.0))
         elif self.strategy == "random":
             coarse = _random_scores(batch.ids, by_image, fresh)
         allowed = pool.allowed(
             batch.ids, batch.groups, exclude_group=self.exclude_group, exclude_self=self.exclude_self
         )
         found = two_stage_search(coarse, fine, allowed, candidates=self.candidates, k=self.k)
+        candidate_image = by_image.gather(1, found.candidates)
+        candidate_text = by_text(found.candidates) if found.fine is None else found.fine
         return Evidence(
             pool_ids=pool.ids,
             index=found.index,
             valid=found.valid,
-            image_similarity=by_image.gather(1, found.index),
-            text_similarity=by_text(found.index),
+            image_similarity=candidate_image.gather(1, found.place),
+            text_similarity=candidate_text.gather(1, found.place),
             candidates=found.candidates,
             candidates_valid=found.candidates_valid,
-            candidate_image_similarity=by_image.gather(1, found.candidates),
-            candidate_text_similarity=by_text(found.candidates),
+            candidate_image_similarity=candidate_image,
+            candidate_text_similarity=candidate_text,
         )
 
     def _text_similarity(

@@ -13,13 +13,17 @@ from torch.nn import functional as F
 class SearchResult:
     """Rows of the pool: `candidates` (B,K) of the coarse stage and `index` (B,k) of the fine one, best first.
 
-    The `valid` tensors of the same shapes are False where fewer cases were allowed; such places repeat row 0.
+    The `valid` tensors of the same shapes are False where fewer cases were allowed; such places repeat row 0. `place`
+    (B,k) says which of the candidates each is, and `fine` (B,K) is their fine similarity, None if there was no such
+    stage.
     """
 
     index: Int[Tensor, "b k"]
     valid: Bool[Tensor, "b k"]
     candidates: Int[Tensor, "b K"]
     candidates_valid: Bool[Tensor, "b K"]
+    place: Int[Tensor, "b k"]
+    fine: Float[Tensor, "b K"] | None
 
 
 Similarity = Callable[[Int[Tensor, "b K"]], Float[Tensor, "b K"]]
@@ -50,16 +54,23 @@ def two_stage_search(
 ) -> SearchResult:
     """The `candidates` allowed rows highest in `coarse`, re-ranked by `fine`; the best `k` are kept (paper, 2.2).
 
-    `fine` gives the similarity of the rows it is asked for. At least `k` candidates are considered. Exact, without a
-    loop over queries. Ties go to the lower row, that is to the smaller id.
+    `fine` gives the similarity of the rows it is asked for: NaN where it cannot be known, which ranks last; a query of
+    which nothing is known keeps the coarse order. At least `k` candidates are considered. Exact, without a loop over
+    queries. Ties go to the lower row, that is to the smaller id.
     """
     rows, valid = _best(coarse, allowed, max(candidates, k) if fine is not None else k)
     if fine is None:
-        return SearchResult(rows, valid, rows, valid)
-    order = rows.masked_fill(~valid, coarse.shape[1]).argsort(dim=1)
-    ascending, present = rows.gather(1, order), valid.gather(1, order)
-    best = _descending(fine(ascending).float().masked_fill(~present, -torch.inf))[:, :k]
-    return SearchResult(ascending.gather(1, best), present.gather(1, best), rows, valid)
+        place = torch.arange(k, device=rows.device).expand_as(rows)
+        return SearchResult(rows, valid, rows, valid, place, None)
+    similarity = fine(rows)
+    unknown = similarity.isnan() | ~valid
+    ranked = torch.where(
+        unknown.all(dim=1, keepdim=True), coarse.gather(1, rows), similarity.masked_fill(unknown, -torch.inf)
+    )
+    by_row = rows.masked_fill(~valid, coarse.shape[1]).argsort(dim=1)  # absent ones last
+    ranked = ranked.masked_fill(~valid, -torch.inf).gather(1, by_row)
+    place = by_row.gather(1, _descending(ranked)[:, :k])
+    return SearchResult(rows.gather(1, place), valid.gather(1, place), rows, valid, place, similarity)
 
 
 def _best(similarity: Tensor, allowed: Tensor, count: int) -> tuple[Tensor, Tensor]:
