@@ -34,6 +34,7 @@ def evaluate(
     data: Path | None = None,
     layout: str = "auto",
     pool: Path | None = None,
+    retrieval: str | None = None,
     out: Path | None = None,
     on_case: OnCase | None = None,
 ) -> dict[str, Any]:
@@ -41,31 +42,34 @@ def evaluate(
 
     Writes into `out` (default `eval/` of the run, `eval-<name>/` for other data): `cases.csv`, `summary.json`, the
     predicted masks as `masks/<id>.png` at the size of their images, and `evidence.jsonl` with every case's references.
-    Returns the summary: metrics by branch, and under "retrieval" the quality of every strategy. `overrides` say where
-    the run's data are now, e.g. `data.path=…`.
+    `retrieval` chooses references by another strategy than the run was trained with, e.g. `random` or `none`: what the
+    trained network makes of them. `overrides` say where the run's data are now, e.g. `data.path=…`. Returns the summary:
+    metrics by branch, and under "retrieval" the quality of every strategy.
 
     Raises:
         CersError: no trained run, no such part or dataset, or `pool` was built with another encoder.
     """
     run = load_run(folder, overrides)
     cases = _own_cases(run, part) if data is None else _other_cases(data, layout)
-    out = out or evaluation_folder(folder, part, data)
+    if retrieval is not None:
+        run.method.retrieve_by(retrieval)
+    out = out or evaluation_folder(folder, part, data, retrieval)
     predictor = Predictor(run, cases, pool=None if pool is None else load_pool(run, pool))
     evidence: list[str] = []
     rows = build_rows(_scored(predictor, cases, run, out, evidence, on_case))
     summary = summarise(rows)
-    if retrieval := retrieval_table(predictor, cases, run):
-        summary["retrieval"] = retrieval
+    if quality := retrieval_table(predictor, cases, run):
+        summary["retrieval"] = quality
     write_cases_csv(rows, out / "cases.csv")
     write_atomic(out / "evidence.jsonl", "".join(evidence))
     write_summary(summary, out / "summary.json")
     return summary
 
 
-def evaluation_folder(folder: Path, part: str = "test", data: Path | None = None) -> Path:
-    """Where `evaluate` writes: `eval` in the run, `eval-val` for the validation part, `eval-<name>` for other data."""
-    other = data.stem if data is not None else part
-    return folder / ("eval" if data is None and part == "test" else f"eval-{other}")
+def evaluation_folder(folder: Path, part: str = "test", data: Path | None = None, retrieval: str | None = None) -> Path:
+    """Where `evaluate` writes: `eval` in the run, with `-val`, `-<name of other data>` or `-<strategy>` where given."""
+    where = [data.stem] if data is not None else [part] if part != "test" else []
+    return folder / "-".join(["eval", *where, *([retrieval] if retrieval else [])])
 
 
 def retrieval_table(predictor: Predictor, cases: Sequence[Case], run: Run) -> dict[str, Any]:

@@ -19,6 +19,9 @@ def eval(
     pool: Annotated[
         Path | None, typer.Option(help="A knowledge pool to retrieve from instead of the run's own.")
     ] = None,
+    retrieval: Annotated[
+        str | None, typer.Option(help="Choose references otherwise than in training: none, random, image, …")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Evaluate a run: Dice, IoU, HD95, ASSD and NSD per case, with intervals, and the quality of its retrieval."""
@@ -26,7 +29,9 @@ def eval(
     from cers.evaluation import evaluate, evaluation_folder
 
     with counted("scoring") as on_case:
-        summary = evaluate(run, overrides or (), data=data, layout=layout, part=part, pool=pool, on_case=on_case)
+        summary = evaluate(
+            run, overrides or (), data=data, layout=layout, part=part, pool=pool, retrieval=retrieval, on_case=on_case
+        )
     if as_json:
         say_json(summary)
         return
@@ -34,7 +39,7 @@ def eval(
     if "retrieval" in summary:
         head, *rows = strategy_rows(summary["retrieval"])
         say_table(head, rows, title="Retrieval, by strategy")
-    say(f"per case: {evaluation_folder(run, part, data) / 'cases.csv'}; next: cers report {run}")
+    say(f"per case: {evaluation_folder(run, part, data, retrieval) / 'cases.csv'}; next: cers report {run}")
 
 
 def _show(summary: dict[str, Any]) -> None:

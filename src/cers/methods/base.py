@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from cers.data.case import Batch, SemiBatch
+from cers.errors import CersError
 from cers.nets.encoder import PyramidEncoder
 from cers.retrieval.pool import KnowledgePool
 
@@ -141,6 +142,14 @@ class Method(nn.Module, ABC):
 
     def fill_pool(self, pool: KnowledgePool, labelled: Iterable[Batch]) -> None:
         """Write the cases of `labelled`, all entries of `pool`, into it; nothing for a method without retrieval."""
+
+    def retrieve_by(self, strategy: str) -> None:
+        """Predict with references chosen in another way than the method was trained with, or with `none`.
+
+        Raises:
+            CersError: the method has no retrieval, or no such strategy.
+        """
+        raise CersError(f"method '{type(self).__name__.lower()}' retrieves nothing; leave out the retrieval strategy")
 
     def after_step(self) -> None:
         """Called after each optimiser step: teachers and pools follow here."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cers.data.case import Batch, SemiBatch
+from cers.errors import CersError, nearest
 from cers.losses import contrastive_alignment, dice_ce, sharpened_consistency
 from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, Setup, Stage, StepResult
 from cers.methods.evidence import Retriever, Strategy
@@ -145,6 +146,13 @@ class CERS(Method):
             evidence = evidence.with_attention(attention)
         return Prediction(branches[self.settings.output], branches, evidence)
 
+    def retrieve_by(self, strategy: str) -> None:
+        """Choose references by another strategy from now on."""
+        known: dict[str, Strategy] = {name: name for name in get_args(Strategy) if self.fusion is not None}
+        if strategy not in known:
+            raise CersError(f"no retrieval strategy '{strategy}' in this run; {nearest(strategy, known)}")
+        self.retriever = replace(self.retriever, strategy=known[strategy])
+
     @torch.no_grad()
     def compare_retrieval(self, batch: Batch) -> Mapping[str, Evidence]:
         """What every strategy would find with this encoder and pool."""
@@ -231,7 +239,9 @@ class CERS(Method):
 
     @torch.no_grad()
     def _retrieve(self, batch: Batch, features: Tensor) -> Evidence | None:
-        if self.fusion is None or not self.pool.filled.any():  # in the warm-up there is nothing to retrieve yet
+        if (
+            self.fusion is None or self.retriever.strategy == "none" or not self.pool.filled.any()
+        ):  # in the warm-up there is nothing to retrieve yet
             return None
         return self.retriever(
             self.pool, batch, features.mean(dim=(2, 3)), self._query_embedding(batch), fresh=self.training
