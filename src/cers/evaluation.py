@@ -43,7 +43,7 @@ def evaluate(
     Writes into `out` (default `eval/` of the run, `eval-<name>/` for other data): `cases.csv`, `summary.json`, the
     predicted masks as `masks/<id>.png` at the size of their images, and `evidence.jsonl` with every case's references.
     `retrieval` chooses references by another strategy than the run was trained with, e.g. `random` or `none`: what the
-    trained network makes of them. `overrides` say where the run's data are now, e.g. `data.path=…`. Returns the summary:
+    trained network makes of them. `overrides` say where the data are now, e.g. `data.path=…`. Returns the summary:
     metrics by branch, and under "retrieval" the quality of every strategy.
 
     Raises:
