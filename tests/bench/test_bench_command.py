@@ -6,8 +6,6 @@ import pytest
 from cers.bench.measure import measure, threads
 from cers.cli.main import main
 
-QUICK = ("bench", "--quick")
-
 
 def cers(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", ["cers", *arguments])
@@ -43,31 +41,34 @@ def test_threads_are_set_and_put_back():
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("what", ["retrieval", "input", "decoders"])
-def test_a_part_is_measured_and_written(what, monkeypatch, tmp_path, capsys):
-    cers(monkeypatch, "bench", what, "--quick", "--json", str(tmp_path / "figures.json"))
+def test_one_part_is_measured_alone(monkeypatch, tmp_path, capsys):
+    cers(monkeypatch, "bench", "input", "--quick", "--json", str(tmp_path / "figures.json"))
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert {"machine", "workload", what} == set(figures) - {"quick"}
+    assert set(figures) == {"machine", "quick", "workload", "input"}
+    assert all(figures["input"][rate] > 0 for rate in ("augmented_pairs_per_s", "phantoms_per_minute"))
+    assert "written:" in capsys.readouterr().out
+
+
+def test_all_parts_are_measured_and_the_step_rung_by_rung(monkeypatch, tmp_path):
+    pytest.importorskip("transformers")
+    cers(monkeypatch, "bench", "--quick", "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert set(figures) == {"machine", "quick", "workload", "step", "retrieval", "input", "decoders"}
     assert figures["machine"]["threads"] == 1
     assert figures["machine"]["packages"]["torch"]
-    out = capsys.readouterr().out
-    assert "written:" in out
-
-
-def test_the_step_is_measured_rung_by_rung(monkeypatch, tmp_path):
-    pytest.importorskip("transformers")
-    cers(monkeypatch, "bench", "step", "--quick", "--json", str(tmp_path / "figures.json"))
-    step = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["step"]
-    rungs = step["rungs"]
-    assert len(rungs) + len(step["skipped"]) == 12
+    rungs = figures["step"]["rungs"]
+    assert len(rungs) + len(figures["step"]["skipped"]) == 12
     gains = 1.0
     for rung in rungs:
         gains *= rung["gain"]
         assert rung["total_gain"] == pytest.approx(gains)
     assert rungs[-1]["cpu_s"] < rungs[0]["cpu_s"]
+    (pool,) = figures["retrieval"]["search"]["pools"]
+    assert pool["share_of_step"] == pytest.approx(pool["cpu_ms"] / 1e3 / figures["retrieval"]["search"]["step_cpu_s"])
+    assert sum(row["share"] for row in figures["decoders"]["decoders"]) < 1
 
 
-def test_memory_per_case_counts_every_table(monkeypatch):
+def test_memory_per_case_counts_every_table():
     from cers.bench.scene import Workload
     from cers.bench.search import bench_memory
 

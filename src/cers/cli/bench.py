@@ -55,7 +55,10 @@ def bench(
     ] = False,
 ) -> None:
     """Measure speed and memory on this machine. Ratios within one run mean more than seconds between machines."""
+    from json import dumps
+
     from cers.bench import measure
+    from cers.files import write_atomic
 
     plan = _plan(encoder, size, pool, repeats, quick)
     wanted = [name for name in PARTS if what in (What.ALL, name)]
@@ -65,16 +68,18 @@ def bench(
         for name in wanted:
             figures[name] = _measured(name, plan)
             SHOWN[name](figures[name])
+            if json is not None:
+                write_atomic(json, dumps(figures, indent=1, allow_nan=False) + "\n")
     note("CPU seconds count; wall seconds also hold the waiting for other programs on the machine")
     if json is not None:
-        _write(json, figures)
+        say(f"written: {json}")
 
 
 def _plan(encoder: str, size: int, pool: int, repeats: int, quick: bool) -> Plan:
     from cers.bench.scene import Workload
 
     if quick:
-        small = Workload(SMALL[0], 64, 20, 2, QUICK_LANGUAGE)
+        small = Workload(SMALL[0], 32, 20, 2, QUICK_LANGUAGE)
         return Plan(small, small, (1_000,), 16, 1)
     return Plan(Workload(encoder, size, pool), Workload(*SMALL, pool), (1_000, 10_000, 100_000), 160, repeats)
 
@@ -145,8 +150,8 @@ def _show_retrieval(figures: dict[str, Any]) -> None:
 
 
 def _show_input(figures: dict[str, Any]) -> None:
-    say(f"input at {figures['size']} px, per CPU second:")
-    say_table(("what", "rate"), [(name, value) for name, value in figures.items() if isinstance(value, float)])
+    rates = [(name.replace("_", " "), round(value)) for name, value in figures.items() if isinstance(value, float)]
+    say_table(("CPU time", "rate"), rates, f"input at {figures['size']} px")
     say("")
 
 
@@ -161,12 +166,3 @@ SHOWN = {"step": _show_step, "retrieval": _show_retrieval, "input": _show_input,
 def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, Cell]]) -> None:
     say_table([column.replace("_", " ") for column in columns], [[row[c] for c in columns] for row in rows], title)
     say("")
-
-
-def _write(path: Path, figures: dict[str, Any]) -> None:
-    from json import dumps
-
-    from cers.files import write_atomic
-
-    write_atomic(path, dumps(figures, indent=1, allow_nan=False) + "\n")
-    say(f"written: {path}")
