@@ -1,0 +1,429 @@
+"""CERS by its specification (methods.md, 10.10): what it counts, what may influence what, and what moves when."""
+
+import copy
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from tiny_runs import COT, LABELLED, make, make_batch, make_semi, make_setup, noise, texts_of, train, with_other_texts
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cers.data.case import Batch, SemiBatch
+from cers.errors import CersError
+from cers.losses import dice_ce, sharpened_consistency
+from cers.methods.base import Evidence, Progress, Setup
+from cers.methods.cers import CERS
+from cers.methods.evidence import Strategy
+from cers.methods.registry import create_method, method_settings
+from cers.nets.encoder import PyramidEncoder
+from cers.schedules import sigmoid_ramp
+
+
+def cers(settings: dict[str, Any] | None = None, **setup: Any) -> CERS:
+    method = make("cers", settings, **setup)
+    assert isinstance(method, CERS)
+    return method
+
+
+def filled(settings: dict[str, Any] | None = None, **setup: Any) -> CERS:
+    """A fresh method with its pool filled."""
+    method = cers(settings, **setup)
+    method.start_stage("semi", [make_batch(method.pool.ids, masked=True)])
+    return method.eval()
+
+
+@pytest.fixture(scope="module")
+def trained() -> CERS:
+    """A few steps of both stages, two references an image. Not to be changed: take a deepcopy."""
+    method = cers({"k": 2})
+    train(method, make_semi(), 6)
+    return method
+
+
+def query() -> Batch:
+    return make_batch(("q0", "q1", "q2", "q3"), masked=False)
+
+
+def found_ids(evidence: Evidence) -> list[list[str]]:
+    return [
+        [evidence.pool_ids[i] for i, ok in zip(row, valid, strict=True) if ok]
+        for row, valid in zip(evidence.index.tolist(), evidence.valid.tolist(), strict=True)
+    ]
+
+
+def step(method: CERS, batch: SemiBatch, stage: str = "semi", at: int = 5):
+    (result,) = method.steps(batch, Progress(stage, at, 10))
+    return result
+
+
+def branches(method: CERS, batch: Batch, **options: Any) -> tuple[Tensor, Tensor]:
+    prediction = method.predict(batch, **options)
+    return prediction.branches["retrieval"], prediction.branches["base"]
+
+
+@pytest.mark.parametrize(
+    # torchvision's Swin V2, by which the specification counts, has 4,416 key biases that timm leaves out.
+    ("encoder", "expected"),
+    [("convnext_tiny", 48_728_354), ("swinv2_tiny_window8_256", 48_490_796 - 4_416)],
+)
+def test_parameter_counts_are_those_of_the_specification(encoder, expected):
+    """Which counts what runs at prediction: neither the two projections of the alignment nor its temperature."""
+    with torch.device("meta"):
+        setup = Setup(lambda: PyramidEncoder(encoder), [("a", None, None)], report_width=768, cot_width=768)
+        method = CERS(setup, method_settings("cers", {}))
+    counts = {child: sum(p.numel() for p in module.parameters()) for child, module in method.named_children()}
+    assert counts.pop("image_projection") == counts.pop("cot_projection") == 768 * 512
+    assert sum(counts.values()) == expected
+    assert sum(p.numel() for p in method.parameters()) == expected + 2 * 768 * 512 + 1
+
+
+def test_the_order_of_references_does_not_matter(trained):
+    method = copy.deepcopy(trained)
+    expected = branches(method, query())
+    retriever = method.retriever
+
+    def reversing(*given: Any, **options: Any) -> Evidence:
+        found = retriever(*given, **options)
+        return replace(found, index=found.index.flip(1), valid=found.valid.flip(1))
+
+    method.retriever = reversing
+    for now, before in zip(branches(method, query()), expected, strict=True):
+        assert torch.allclose(now, before, atol=1e-6)
+
+
+def test_reports_say_nothing_at_the_start_and_something_later(trained):
+    fresh = filled({"retrieval": "image"})
+    other = replace(query(), **texts_of(query().ids, report=True, cot=False, masked=False, salt="other "))
+    for now, before in zip(branches(fresh, other), branches(fresh, query()), strict=True):
+        assert torch.equal(now, before)
+    for now, before in zip(branches(trained, other), branches(trained, query()), strict=True):
+        assert not torch.equal(now[:3], before[:3])
+
+
+def test_a_labelled_image_never_retrieves_itself_but_may_retrieve_its_double():
+    method = cers({"retrieval": "image", "k": 5}, labelled=("l0", "l1", "l2", "m0"))
+    batch = make_batch(("l0", "l1", "l2", "m0"), masked=True)
+    batch = replace(batch, images=torch.cat([batch.images[:3], batch.images[:1]]))
+    method.start_stage("semi", [batch])
+    found = found_ids(method.eval().predict(batch).evidence)
+    assert all(id_ not in ids and len(ids) == 3 for id_, ids in zip(batch.ids, found, strict=True))
+    assert found[0][0] == "m0"
+    assert found[3][0] == "l0"
+
+
+@pytest.mark.parametrize(("exclude", "expected"), [(True, {"l2", "l3"}), (False, {"l1", "l2", "l3"})])
+def test_a_patients_other_images_are_left_out(exclude, expected):
+    setup = Setup(
+        lambda: PyramidEncoder("test_convnext2", drop_path=0.0),
+        [("l0", "p", None), ("l1", "p", None), ("l2", "r", None), ("l3", None, None)],
+        image_size=32,
+    )
+    method = create_method("cers", {"exclude_group": exclude}, setup).eval()
+    batch = replace(make_batch(LABELLED, masked=True, report=False, cot=False), groups=("p", "p", "r", None))
+    method.start_stage("semi", [batch])
+    assert set(found_ids(method.predict(batch).evidence)[0]) == expected
+
+
+def test_references_reach_the_retrieval_branch_alone(trained):
+    method = copy.deepcopy(trained)
+    retrieval, base = branches(method, query())
+    method.pool.tokens.copy_(noise("others", *method.pool.tokens.shape))
+    now_retrieval, now_base = branches(method, query())
+    assert torch.equal(now_base, base)
+    assert not torch.equal(now_retrieval, retrieval)
+
+
+def test_no_gradient_reaches_the_pool(trained):
+    method = copy.deepcopy(trained).train()
+    step(method, make_semi()).loss.backward()
+    method.after_step()
+    assert all(not b.requires_grad and b.grad is None and b.is_leaf for b in method.pool.buffers())
+
+
+def expected_parts(method: CERS, batch: SemiBatch) -> tuple[Tensor, Tensor]:
+    """Supervised and consistency loss from the probabilities of the two branches (Eq. 1, 6)."""
+    retrieval, base = (p.double().logit().float() for p in branches(method, batch.unlabelled))
+    supervised = sum(
+        dice_ce(p.double().logit().float(), batch.labelled.masks) for p in branches(method, batch.labelled)
+    )
+    return supervised, sharpened_consistency(retrieval, base, method.settings.temperature)
+
+
+@pytest.mark.parametrize("at", [0, 5, 9])
+def test_the_total_is_supervised_plus_ramped_consistency(trained, at):
+    method = copy.deepcopy(trained)
+    supervised, consistency = expected_parts(method, make_semi())
+    result = step(method, make_semi(), at=at)
+    assert torch.allclose(result.logs["segmentation"], supervised, rtol=1e-4)
+    assert torch.allclose(result.logs["consistency"], consistency, rtol=1e-4)
+    assert torch.allclose(result.loss, supervised + sigmoid_ramp(at / 10) * consistency, rtol=1e-4)
+
+
+def test_consistency_has_its_weight_and_its_place(trained):
+    batch, other = make_semi(), make_semi(labelled=("l3", "l2", "l1", "l0"))
+    other = SemiBatch(replace(batch.labelled, images=-other.labelled.images), batch.unlabelled)
+    found = {}
+    for where in ("unlabelled", "all"):
+        method = copy.deepcopy(trained)
+        method.settings = method.settings.model_copy(update={"consistency_on": where, "consistency": 7.0})
+        result = step(method, batch)
+        weighted = result.logs["segmentation"] + 7 * sigmoid_ramp(0.5) * result.logs["consistency"]
+        assert torch.allclose(result.loss, weighted)
+        found[where] = (result.logs["consistency"], step(method, other).logs["consistency"])
+    assert torch.allclose(*found["unlabelled"])
+    assert not torch.allclose(*found["all"])
+
+
+def test_consistency_does_not_depend_on_the_size_of_the_batch(trained):
+    method, batch = copy.deepcopy(trained), make_semi()
+    double = make_semi(unlabelled=batch.unlabelled.ids * 2)
+    assert len(double.unlabelled) == 8
+    assert torch.allclose(step(method, double).logs["consistency"], step(method, batch).logs["consistency"])
+
+
+def test_a_step_without_unlabelled_images_is_supervised(trained):
+    method, batch = copy.deepcopy(trained), make_semi()
+    result = step(method, SemiBatch(batch.labelled))
+    assert set(result.logs) == {"segmentation"}
+    assert torch.allclose(result.loss, expected_parts(method, batch)[0], rtol=1e-4)
+
+
+def untrained(method: CERS, stage: str, steps: int) -> list[str]:
+    """Parameters that got no gradient, or nothing but zeros, in the last of some steps of gradient descent."""
+    optimiser = torch.optim.SGD(method.parameters(), lr=0.1)
+    method.train()
+    for at in range(steps):
+        optimiser.zero_grad()
+        step(method, make_semi(), stage, at).loss.backward()
+        nn.utils.clip_grad_norm_(method.parameters(), 1.0)
+        optimiser.step()
+        method.after_step()
+    return [n for n, p in method.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_one_warm_up_step_trains_everything_but_what_waits_for_references():
+    """Both projections and the temperature included, which the authors' program forgets.
+
+    Inside the report attention only the gate can move at first, as it is closed; the rest follows with the next step.
+    """
+    method = cers()
+    before = {n: p.detach().clone() for n, p in method.named_parameters()}
+    waiting = untrained(method, "warm-up", 1)
+    assert {n.split(".")[0] for n in waiting} == {"fusion", "report_attention"}
+    assert not any(n.endswith((".gamma", ".norm.weight", ".norm.bias")) for n in waiting if "report_attention" in n)
+    moved = {n for n, p in method.named_parameters() if not torch.equal(p.detach(), before[n])}
+    assert {"image_projection.weight", "cot_projection.weight", "log_scale"} <= moved
+    assert {n.split(".")[0] for n in untrained(cers(), "warm-up", 2)} == {"fusion"}
+
+
+class Upper(nn.Module):
+    """Stands for the upper layers of a rationale encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(COT, COT)
+
+    def forward(self, tokens: Tensor, padding: Tensor) -> Tensor:
+        words = (~padding).sum(dim=1, keepdim=True).clamp(min=1)
+        return self.layer(tokens).masked_fill(padding[..., None], 0.0).sum(dim=1) / words
+
+
+def with_states(batch: Batch) -> Batch:
+    tokens = torch.stack([noise(f"states {id_}", 4, COT) for id_ in batch.ids])
+    padding = torch.zeros(len(batch), 4, dtype=torch.bool)
+    padding[:, 3:] = True
+    states = {"cot_tokens": tokens, "cot_padding": padding}
+    return replace(batch, **states, mask_cot_tokens=tokens + 1, mask_cot_padding=padding)
+
+
+def test_upper_layers_of_the_rationale_encoder_train_in_the_warm_up_only():
+    setup = replace(make_setup(), cot_upper=Upper)
+    method = create_method("cers", {}, setup)
+    batch = make_semi()
+    batch = SemiBatch(with_states(batch.labelled), with_states(batch.unlabelled))
+    step(method, batch, "warm-up").loss.backward()
+    assert all(p.grad.any() for p in method.cot_upper.parameters())
+    method.zero_grad()
+    method.start_stage("semi", [batch.labelled])
+    step(method.train(), batch).loss.backward()
+    assert all(p.grad is None for p in method.cot_upper.parameters())
+    known = batch.labelled.cot_known
+    with torch.no_grad():
+        informed = method.cot_upper(batch.labelled.mask_cot_tokens, batch.labelled.mask_cot_padding)
+        expected = F.normalize(method.cot_projection(informed), dim=1)
+    assert torch.allclose(method.pool.cot[known], expected[known], atol=1e-6)
+
+
+def test_the_semi_stage_trains_the_fusion_and_leaves_the_space_of_the_pool_alone():
+    left = untrained(filled(), "semi", 2)
+    assert sorted(left) == ["cot_projection.weight", "image_projection.weight", "log_scale"]
+
+
+def test_the_warm_up_knows_no_references():
+    method = cers()
+    train(method, make_semi(), 4, stages=("warm-up",))
+    assert not method.pool.filled.any()
+    prediction = method.predict(query())
+    assert prediction.evidence is None
+    assert torch.equal(prediction.probability, branches(method, query(), use_evidence=False)[0])
+
+
+def test_the_pool_holds_the_encoders_view_of_each_case_and_its_mask_informed_rationale():
+    method, batch = filled(), make_batch(LABELLED, masked=True)
+    with torch.no_grad():
+        features = method.encoder(batch.images)[-1].mean(dim=(2, 3))
+        informed = method.cot_projection(batch.mask_cot)
+    assert torch.allclose(method.pool.image, F.normalize(features, dim=1), atol=1e-6)
+    assert torch.allclose(method.pool.cot[:3], F.normalize(informed, dim=1)[:3], atol=1e-6)
+    assert method.pool.cot_known.tolist() == method.pool.report_known.tolist() == [True, True, True, False]
+
+
+def test_where_no_rationale_saw_the_mask_the_other_stands_in():
+    method, batch = cers(), make_batch(LABELLED, masked=True)
+    batch = replace(batch, mask_cot_known=torch.tensor([True, False, False, False]))
+    method.start_stage("semi", [batch])
+    with torch.no_grad():
+        expected = method.cot_projection(torch.cat([batch.mask_cot[:1], batch.cot[1:]]))
+    assert torch.allclose(method.pool.cot[:3], F.normalize(expected, dim=1)[:3], atol=1e-6)
+    assert method.pool.cot_known.tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
+def test_each_semi_step_moves_the_pool_after_the_encoder(momentum):
+    method, batch = filled({"pool_momentum": momentum}).train(), make_semi(labelled=("l1", "l2"))
+    before = copy.deepcopy(method.pool)
+    with torch.no_grad():
+        images = 1.5 * batch.labelled.images
+        seen = method.encoder(images)[-1]
+    batch = SemiBatch(replace(batch.labelled, images=images), batch.unlabelled)
+    step(method, batch).loss.backward()
+    assert torch.equal(method.pool.image, before.image)
+    method.after_step()
+    before.update(batch.labelled.ids, seen, momentum)
+    assert torch.allclose(method.pool.image, before.image, atol=1e-6)
+    assert torch.allclose(method.pool.tokens.float(), before.tokens.float(), atol=1e-2)
+    once = method.pool.image.clone()
+    method.after_step()
+    assert torch.equal(method.pool.image, once)
+
+
+def test_alignment_pairs_images_with_the_rationales_that_saw_their_masks():
+    method, batch = cers(), make_batch(LABELLED, masked=True)
+    costs = {}
+    for what in ("mask_cot", "cot"):
+        others = replace(batch, **{what: noise("others", 4, COT)})
+        costs[what] = step(method.eval(), SemiBatch(others), "warm-up").logs["alignment"]
+    now = step(method, SemiBatch(batch), "warm-up")
+    assert torch.allclose(now.loss, now.logs["segmentation"] + 0.5 * now.logs["alignment"])
+    assert torch.equal(costs["cot"], now.logs["alignment"])
+    assert not torch.allclose(costs["mask_cot"], now.logs["alignment"])
+
+
+def test_queries_use_the_mask_free_rationale_and_entries_the_other():
+    ids = tuple(f"l{i}" for i in range(9))
+    settings = {"retrieval": "cot", "k": 3}
+    method, labelled = filled(settings, labelled=ids), make_batch(ids, masked=True)
+    expected = found_ids(method.predict(labelled).evidence)
+    other = noise("others", 9, COT)
+    assert found_ids(method.predict(replace(labelled, mask_cot=other)).evidence) == expected
+    assert found_ids(method.predict(replace(labelled, cot=other)).evidence) != expected
+
+    for field, changes in (("mask_cot", True), ("cot", False)):
+        again = cers(settings, labelled=ids)
+        known = torch.ones(9, dtype=torch.bool)
+        again.start_stage("semi", [replace(labelled, **{field: other}, mask_cot_known=known)])
+        assert torch.equal(again.pool.cot[:3], method.pool.cot[:3]) is not changes
+
+
+def test_every_strategy_can_be_compared_and_the_declared_one_is_what_predictions_use(trained):
+    compared = trained.compare_retrieval(query())
+    assert set(compared) == set(get_args(Strategy)) - {"none"}
+    used = trained.predict(query()).evidence
+    for field in fields(Evidence):
+        if field.name not in ("pool_ids", "attention"):
+            now, expected = (getattr(e, field.name) for e in (compared["image+cot"], used))
+            assert torch.equal(now.nan_to_num(9), expected.nan_to_num(9)), field.name
+    assert len({tuple(map(tuple, found_ids(e))) for e in compared.values()}) > 1
+
+
+def test_attention_shares_sum_to_one_over_the_references_there_are():
+    evidence = filled({"k": 5}).predict(make_batch(("l0", "q0"), masked=False)).evidence
+    assert evidence.valid.tolist() == [[True] * 3 + [False] * 2, [True] * 4 + [False]]
+    assert torch.allclose(evidence.attention.sum(dim=1), torch.ones(2), atol=1e-5)
+    assert not evidence.attention[~evidence.valid].any()
+
+
+def test_without_retrieval_there_is_no_evidence():
+    method = filled({"retrieval": "none"})
+    assert method.fusion is None
+    assert method.predict(query()).evidence is None
+    assert method.compare_retrieval(query()) == {}
+
+
+def test_evidence_can_be_switched_off(trained):
+    retrieval, base = branches(trained, query())
+    without = trained.predict(query(), use_evidence=False)
+    assert without.evidence is None
+    assert torch.equal(without.branches["base"], base)
+    assert not torch.equal(without.branches["retrieval"], retrieval)
+
+
+@pytest.mark.parametrize("output", ["retrieval", "base"])
+def test_the_declared_branch_is_the_prediction(output):
+    prediction = filled({"output": output}).predict(query())
+    assert torch.equal(prediction.probability, prediction.branches[output])
+    assert not torch.equal(prediction.branches["retrieval"], prediction.branches["base"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"decoder": "unet"}, {"decoder": "swin-unet"}, {"coordinate_gate": False}, {"multi_scale": False}],
+    ids=lambda s: "-".join(map(str, *s.items())),
+)
+def test_ablations_train(settings):
+    method = cers(settings)
+    assert all(torch.tensor(train(method, make_semi(), 2)).isfinite())
+    assert method.predict(query()).probability.isfinite().all()
+
+
+@pytest.mark.parametrize("retrieval", get_args(Strategy))
+@pytest.mark.parametrize("report", [True, False])
+def test_whoever_can_see_a_text_says_so(retrieval, report):
+    """With alignment off. `reads_text` keeps images unmirrored whose texts name a side."""
+    ids = tuple(f"l{i}" for i in range(8))
+    method = filled({"retrieval": retrieval, "report": report, "alignment": 0, "k": 2, "candidates": 4}, labelled=ids)
+    for name, parameter in method.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.constant_(parameter, 0.5)
+    changed = not torch.equal(
+        method.predict(with_other_texts(query())).probability, method.predict(query()).probability
+    )
+    assert changed == method.reads_text
+
+
+def test_alignment_alone_reads_rationales():
+    settings = {"retrieval": "image", "report": False}
+    assert cers(settings).reads_text
+    assert not cers(settings | {"alignment": 0}).reads_text
+    assert not cers(settings, cot=False).reads_text
+    assert not cers({"retrieval": "image+report"}, report=False, cot=False).reads_text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"retrival": "image"}, "unknown setting 'retrival'; did you mean 'retrieval'?"),
+        ({"retrieval": "image+cott"}, "'image+cot'"),
+        ({"k": 0}, "greater than or equal to 1 (got 0)"),
+        ({"warmup_share": 1.0}, "less than 1"),
+        ({"temperature": 0}, "greater than 0"),
+    ],
+)
+def test_a_mistaken_setting_is_one_line(settings, message):
+    with pytest.raises(CersError) as raised:
+        method_settings("cers", settings)
+    assert message in str(raised.value)
+    assert "method.settings of 'cers'" in str(raised.value)
+    assert "\n" not in str(raised.value)
