@@ -1,7 +1,7 @@
 """CERS by its specification (methods.md, 10.10): what it counts, what may influence what, and what moves when."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, get_args
 
 import pytest
@@ -15,7 +15,7 @@ from cers.errors import CersError
 from cers.losses import dice_ce, sharpened_consistency
 from cers.methods.base import Evidence, Progress, Setup
 from cers.methods.cers import CERS
-from cers.methods.evidence import Strategy
+from cers.methods.evidence import Retriever, Strategy
 from cers.methods.registry import create_method, method_settings
 from cers.nets.encoder import PyramidEncoder
 from cers.schedules import sigmoid_ramp
@@ -79,18 +79,22 @@ def test_parameter_counts_are_those_of_the_specification(encoder, expected):
     assert sum(p.numel() for p in method.parameters()) == expected + 2 * 768 * 512 + 1
 
 
-def test_the_order_of_references_does_not_matter(trained):
-    method = copy.deepcopy(trained)
-    expected = branches(method, query())
-    retriever = method.retriever
+class BackwardsRetriever(Retriever):
+    """The same references in the opposite order."""
 
-    def reversing(*given: Any, **options: Any) -> Evidence:
-        found = retriever(*given, **options)
+    def __call__(self, *given: Any, **options: Any) -> Evidence:
+        found = super().__call__(*given, **options)
         return replace(found, index=found.index.flip(1), valid=found.valid.flip(1))
 
-    method.retriever = reversing
-    for now, before in zip(branches(method, query()), expected, strict=True):
-        assert torch.allclose(now, before, atol=1e-6)
+
+def test_the_order_of_references_does_not_matter(trained):
+    method = copy.deepcopy(trained)
+    expected = method.predict(query())
+    method.retriever = BackwardsRetriever(**asdict(method.retriever))
+    found = method.predict(query())
+    assert torch.equal(found.evidence.index, expected.evidence.index.flip(1))
+    for branch, probability in found.branches.items():
+        assert torch.allclose(probability, expected.branches[branch], atol=1e-6)
 
 
 def test_reports_say_nothing_at_the_start_and_something_later(trained):
@@ -346,6 +350,18 @@ def test_every_strategy_can_be_compared_and_the_declared_one_is_what_predictions
             now, expected = (getattr(e, field.name) for e in (compared["image+cot"], used))
             assert torch.equal(now.nan_to_num(9), expected.nan_to_num(9)), field.name
     assert len({tuple(map(tuple, found_ids(e))) for e in compared.values()}) > 1
+
+
+def test_a_run_can_be_asked_for_other_references_and_for_none(trained):
+    method = copy.deepcopy(trained)
+    compared = method.compare_retrieval(query())
+    for strategy in ("image", "random", "cot"):
+        method.retrieve_by(strategy)
+        assert torch.equal(method.predict(query()).evidence.index, compared[strategy].index)
+    method.retrieve_by("none")
+    assert method.predict(query()).evidence is None
+    with pytest.raises(CersError, match="no retrieval strategy 'imag' in this run; did you mean 'image'"):
+        method.retrieve_by("imag")
 
 
 def test_attention_shares_sum_to_one_over_the_references_there_are():
