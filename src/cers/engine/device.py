@@ -1,6 +1,7 @@
 """Device and precision, by `accelerate`."""
 
 import platform
+from contextlib import suppress
 
 import torch
 from accelerate import Accelerator
@@ -16,10 +17,13 @@ def make_accelerator(precision: str) -> Accelerator:
         CersError: this machine has no such precision.
     """
     AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        return Accelerator(mixed_precision=precision)
-    except ValueError:
-        raise CersError(f"train.precision={precision} needs a GPU that has it; set train.precision=auto") from None
+    accelerator = None
+    with suppress(ValueError):
+        accelerator = Accelerator(mixed_precision=precision)
+    # Without a GPU accelerate takes fp16 for full precision and does not say so.
+    if accelerator is None or (precision == "fp16" and accelerator.device.type == "cpu"):
+        raise CersError(f"train.precision={precision} needs a GPU that has it; set train.precision=auto")
+    return accelerator
 
 
 def actual_precision(wanted: str) -> str:

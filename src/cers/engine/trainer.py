@@ -104,7 +104,9 @@ class Trainer:
         return self.folder / "checkpoints" / "best.safetensors"
 
     def resume(self) -> None:
-        """Go back to the last checkpoint; without one, start anew."""
+        """Go back to the last checkpoint; without one, start anew. What a kill left half written is removed."""
+        for left in self.folder.rglob(".*.tmp"):
+            left.unlink(missing_ok=True)
         if not self.last.is_file():
             return
         checkpoint = load_checkpoint(self.last)

@@ -1,0 +1,169 @@
+"""Evaluating and reporting a trained run by the real command line."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from cers.data.layouts import load_cases
+from cers.data.phantom import write_phantoms
+from cers.data.splits import make_split, save_split
+from cers_command import refused, succeeds
+from manifest_files import edit_manifest
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def cases_csv(folder: Path) -> list[dict[str, str]]:
+    with (folder / "cases.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def grey(path: Path) -> Any:
+    return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the trained run somewhere else, evaluated."""
+    run = Path(shutil.copytree(trained, tmp_path_factory.mktemp("elsewhere") / "moved"))
+    done = succeeds("eval", run)
+    assert "scoring" in done.stderr
+    assert f"per case: {run / 'eval' / 'cases.csv'}" in done.stdout
+    return run
+
+
+def test_scores_can_be_computed_again_from_what_is_written(evaluated: Path, scans: Path, split_file: Path) -> None:
+    test = read_json(split_file)["test"]
+    declared = {row["id"]: row for row in cases_csv(evaluated / "eval") if row["branch"] == "declared"}
+    assert sorted(declared) == sorted(test)
+    for id_, row in declared.items():
+        predicted, true = (grey(folder / "masks" / f"{id_}.png") for folder in (evaluated / "eval", scans))
+        assert predicted.shape == true.shape == grey(scans / "images" / f"{id_}.png").shape
+        assert set(np.unique(predicted)) <= {0, 255}
+        overlap, total = np.sum((predicted > 0) & (true > 0)), np.sum(predicted > 0) + np.sum(true > 0)
+        assert float(row["dice"]) == pytest.approx(2 * overlap / total if total else 1.0)
+    assert len({grey(scans / "images" / f"{id_}.png").shape for id_ in test}) > 1
+    summary = read_json(evaluated / "eval" / "summary.json")["branches"]["declared"]["all"]
+    assert summary["n"] == len(test)
+    assert summary["metrics"]["dice"]["mean"] == pytest.approx(np.mean([float(r["dice"]) for r in declared.values()]))
+
+
+def test_references_are_labelled_cases_of_others(evaluated: Path, scans: Path, split_file: Path) -> None:
+    split = read_json(split_file)
+    group = {case.id: case.group for case in load_cases(scans)}
+    lines = [json.loads(line) for line in (evaluated / "eval" / "evidence.jsonl").read_text("utf-8").splitlines()]
+    assert [line["id"] for line in lines] == split["test"]
+    for line in lines:
+        ids = [reference["id"] for reference in line["references"]]
+        assert set(ids) <= set(split["labelled"])
+        assert 0 < len(ids) == len(set(ids)) <= 5
+        assert all(group[id_] != group[line["id"]] for id_ in ids)
+        assert sum(reference["attention"] for reference in line["references"]) == pytest.approx(1, abs=1e-3)
+    retrieval = read_json(evaluated / "eval" / "summary.json")["retrieval"]
+    assert set(retrieval) == {"image", "cot", "report", "image+report", "image+cot", "random", "shuffled-cot"}
+    assert all(quality["self_rate"] == quality["same_group_rate"] == 0 for quality in retrieval.values())
+
+
+def test_the_same_again_is_the_same(evaluated: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(evaluated, tmp_path / "again"))
+    succeeds("eval", again, "--json")
+    for name in ("cases.csv", "summary.json", "evidence.jsonl"):
+        assert (again / "eval" / name).read_bytes() == (evaluated / "eval" / name).read_bytes()
+
+
+def test_the_validation_part(evaluated: Path, split_file: Path) -> None:
+    done = succeeds("eval", evaluated, "--part", "val")
+    assert f"per case: {evaluated / 'eval-val' / 'cases.csv'}" in done.stdout
+    assert {row["id"] for row in cases_csv(evaluated / "eval-val")} == set(read_json(split_file)["val"])
+
+
+def test_another_dataset_even_without_the_runs_own(evaluated: Path, tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "other", n=4, size=64, seed=5)
+    done = succeeds("eval", evaluated, "--data", tmp_path / "other", "--json")
+    summary = json.loads(done.stdout)
+    assert summary["branches"]["declared"]["all"]["n"] == 4
+    assert len(list((evaluated / "eval-other" / "masks").iterdir())) == 4
+    moved = ["--data", tmp_path / "other", "--json"]
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace("/scans/scans", "/gone"), encoding="utf-8")
+    without = json.loads(succeeds("eval", run, *moved).stdout)
+    assert without["branches"] == summary["branches"]
+    assert without["retrieval"]["image"]["class_precision"] == summary["retrieval"]["image"]["class_precision"]
+
+
+def test_the_report_renders(evaluated: Path, split_file: Path) -> None:
+    done = succeeds("report", evaluated, "--cases", "1")
+    assert done.stdout == f"written: {evaluated / 'report.html'}\n"
+    page = (evaluated / "report.html").read_text(encoding="utf-8")
+    assert "test_convnext" in page
+    assert any(id_ in page for id_ in read_json(split_file)["test"])
+
+
+def test_a_dataset_that_moved(evaluated: Path, scans: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    moved = Path(shutil.copytree(scans, tmp_path / "moved"))
+    config = run / "config.yaml"
+    config.write_text(config.read_text("utf-8").replace(str(scans), str(tmp_path / "gone")), encoding="utf-8")
+    for command in ("eval", "report"):
+        line = refused(command, run)
+        assert f"no dataset at {tmp_path / 'gone'}" in line
+        assert line.endswith("say where it is with data.path=FOLDER")
+    succeeds("eval", run, f"data.path={moved}")
+    assert (run / "eval" / "cases.csv").read_bytes() == (evaluated / "eval" / "cases.csv").read_bytes()
+    succeeds("report", run, f"data.path={moved}", "--cases", "1")
+    assert "optim.lr was 0.001" in refused("eval", run, "optim.lr=1")
+    assert "unknown setting 'data.pth'; did you mean 'path'?" in refused("eval", run, "data.pth=1")
+
+
+def test_a_dataset_that_lost_cases(evaluated: Path, scans: Path, split_file: Path, tmp_path: Path) -> None:
+    fewer = Path(shutil.copytree(scans, tmp_path / "fewer"))
+    lost = read_json(split_file)["test"][0]
+    edit_manifest(fewer, lambda id_, row: [] if id_ == lost else [row])
+    line = refused("eval", evaluated, f"data.path={fewer}")
+    assert (
+        f"data.path={fewer} is not the dataset of this run any more: 1 ids are not in the dataset, e.g. '{lost}'"
+        in line
+    )
+
+
+def test_what_cannot_be_evaluated_is_one_line(
+    settings: list[str], scans: Path, evaluated: Path, tmp_path: Path
+) -> None:
+    save_split(make_split(load_cases(scans), labelled=4, val=0, test=0, clusters=[]), tmp_path / "all.json")
+    run = tmp_path / "run"
+    few = [f"data.split={tmp_path / 'all.json'}", "train.steps=1", "method.name=supervised"]
+    succeeds("train", "--out", run, *settings, *few)
+    assert f"the split of {run} has no test cases; score other data with --data" in refused("eval", run)
+    assert "has no val cases" in refused("eval", run, "--part", "val")
+    assert f"{run} is not evaluated yet; run `cers eval {run}` first" in refused("report", run)
+    assert "no part 'tset'" in refused("eval", evaluated, "--part", "tset")
+    assert "config.yaml is missing" in refused("eval", tmp_path)
+    assert f"no dataset at {tmp_path / 'x'}" in refused("eval", evaluated, "--data", tmp_path / "x")
+    (run / "checkpoints" / "best.safetensors").unlink()
+    assert "no checkpoint at" in refused("eval", run)
+
+
+def test_a_method_without_retrieval(settings: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    succeeds("train", "--out", run, *settings, "train.steps=1", "method.name=supervised")
+    done = succeeds("eval", run)
+    assert "Retrieval" not in done.stdout
+    assert (run / "eval" / "evidence.jsonl").read_text(encoding="utf-8") == ""
+    succeeds("report", run, "--cases", "1")
+
+
+def test_damaged_results_are_one_line(evaluated: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    (run / "eval" / "cases.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    assert "is not a per-case table" in refused("report", run)
+    (run / "eval" / "summary.json").write_text("{", encoding="utf-8")
+    assert f"is damaged; run `cers eval {run}` again" in refused("report", run)
