@@ -57,7 +57,7 @@ def read_table(path: Path) -> Table:
 
 def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig") as file:  # line ends of Windows become plain ones, inside cells too
             head = file.readline()
             file.seek(0)
             reader = csv.reader(file, delimiter=max(",;\t", key=head.count), strict=True)
