@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from cers.nets.layers import Size, conv3x3_upsampled, ladder, upsample
 
-
 PRIOR_LOGIT = -3.0  # a lesion covers about 5 % of the pixels
 
 
