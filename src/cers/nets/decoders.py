@@ -43,10 +43,8 @@ class Head(nn.Module):
         self.conv = nn.Conv2d(inputs, hidden, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(hidden)
         self.logit = nn.Conv2d(hidden, 1, 1)
-        # Few weights that move by the learning rate a step take hundreds of steps to say "background" or to be sure:
-        # start at the odds of a lesion, and with weights large enough for the features to set the scale.
+        # From even odds a bias that moves by the learning rate takes hundreds of steps to say "background".
         nn.init.constant_(self.logit.bias, PRIOR_LOGIT)
-        nn.init.normal_(self.logit.weight)
 
     def forward(self, x: Float[Tensor, "B _ _ _"], size: Size) -> Float[Tensor, "B 1 _ _"]:
         """(B,C,H,W) to logits (B,1,*size)."""
