@@ -76,6 +76,11 @@ def test_joined_puts_the_labelled_first_and_pads_the_shorter_texts(first_words, 
     assert joined.mask_cot_tokens is None
 
 
+def test_joined_hides_masks_that_both_sides_carry():
+    first, second = batch(("a",), 2, 1.0, masks=True), batch(("c",), 2, 2.0, masks=True)
+    assert SemiBatch(first, second).joined().masks is None
+
+
 def test_joined_without_unlabelled_images_hides_the_masks():
     first = batch(("a", "b"), 2, 1.0, masks=True)
     joined = SemiBatch(first).joined()
