@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from cers.evaluate import statistics
 from cers.evaluate.statistics import bootstrap_interval, combine_seeds, holm, paired_permutation
 
 law = settings(max_examples=50, deadline=None)
@@ -58,7 +59,7 @@ def test_blocks_do_not_change_the_interval(monkeypatch):
     values = np.random.default_rng(0).random(50)
     whole = bootstrap_interval(values)
     p = paired_permutation(values, values[::-1])
-    monkeypatch.setattr("cers.evaluate.statistics._BLOCK", 1000)
+    monkeypatch.setattr(statistics, "_BLOCK", 1000)
     assert bootstrap_interval(values) == whole
     assert paired_permutation(values, values[::-1]) == p
 
