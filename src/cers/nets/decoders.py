@@ -44,7 +44,7 @@ class Head(nn.Module):
         self.norm = nn.BatchNorm2d(hidden)
         self.logit = nn.Conv2d(hidden, 1, 1)
         # From even odds a bias that moves by the learning rate takes hundreds of steps to say "background".
-        nn.init.constant_(self.logit.bias, PRIOR_LOGIT)
+        nn.init.constant_(self.logit.get_parameter("bias"), PRIOR_LOGIT)
 
     def forward(self, x: Float[Tensor, "B _ _ _"], size: Size) -> Float[Tensor, "B 1 _ _"]:
         """(B,C,H,W) to logits (B,1,*size)."""
