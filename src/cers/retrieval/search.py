@@ -41,7 +41,8 @@ def cosine_similarity(
         if rows is None:
             return query @ pool.float().T
         # Row by row, so that equal entries have equal similarity wherever they stand.
-        return (query[:, None] * pool[rows].float()).sum(dim=-1)
+        chosen = pool.index_select(0, rows.flatten()).view(*rows.shape, -1).float()
+        return (query[:, None] * chosen).sum(dim=-1)
 
 
 def two_stage_search(
