@@ -1,0 +1,336 @@
+"""The store of an annotation: one SQLite file that says, for every text wanted, what was asked, answered and paid.
+
+One row per image, role, prompt version and model. A row is `pending` until an answer is known to be good (`ok`) or
+known to be none: `invalid` (no rationale in it), `refused` (the model declined), `failed` (no answer; the next run asks
+again). Only an `ok` row has a rationale. Several processes may share a store on a local disk: each row is leased before
+work on it begins, and the lease of a dead process runs out.
+"""
+
+import os
+import socket
+import sqlite3
+import time
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+from cers.cot.rationale import ASPECTS, MalformedRationale, Rationale, parse_rationale
+from cers.errors import CersError
+
+Role = Literal["labelled", "unlabelled"]
+State = Literal["pending", "ok", "invalid", "refused", "failed"]
+STATES: tuple[State, ...] = get_args(State)
+ROLES: tuple[Role, ...] = get_args(Role)
+
+LEASE_SECONDS = 30.0
+_AGAIN: tuple[State, ...] = ("failed",)
+IMPORTED = "imported"  # the prompt version of texts that were written elsewhere
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE annotation (
+  image TEXT NOT NULL, role TEXT NOT NULL, prompt TEXT NOT NULL, model TEXT NOT NULL,
+  state TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'ok', 'invalid', 'refused', 'failed')),
+  attempts INTEGER NOT NULL DEFAULT 0, raw TEXT, texture TEXT, boundary TEXT, context TEXT, summary TEXT,
+  tokens_in INTEGER NOT NULL DEFAULT 0, tokens_out INTEGER NOT NULL DEFAULT 0,
+  cost REAL NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
+  image_hash TEXT, mask_hash TEXT, report_hash TEXT, reason TEXT,
+  created REAL NOT NULL, updated REAL NOT NULL,
+  owner TEXT, lease REAL, batch TEXT,
+  PRIMARY KEY (image, role, prompt, model),
+  CHECK ((state = 'ok') = (texture IS NOT NULL))
+) WITHOUT ROWID;
+CREATE INDEX annotation_batch ON annotation (batch) WHERE batch IS NOT NULL;
+"""
+_FIELDS = (
+    "image, role, prompt, model, state, attempts, raw, texture, boundary, context, summary, tokens_in, tokens_out, "
+    "cost, seconds, image_hash, mask_hash, report_hash, reason, created, updated, batch"
+)
+_KEY = "image = ? AND role = ? AND prompt = ? AND model = ?"
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a row is about: image id, role, prompt version and model."""
+
+    image: str
+    role: Role
+    prompt: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A text that is wanted, with hashes of what it is to be written from; None for what there is not."""
+
+    key: Key
+    image_hash: str
+    mask_hash: str | None = None
+    report_hash: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the calls for a row. Tokens, dollars and seconds are added to those the row has."""
+
+    state: State
+    raw: str | None = None
+    rationale: Rationale | None = None
+    reason: str | None = None
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One row. `rationale` is there in state `ok` only, `reason` in `invalid`, `refused` and `failed`.
+
+    `attempts` counts calls begun; tokens, `cost` (US dollars) and `seconds` are sums over them. `created` and `updated`
+    are seconds since 1970. `batch` names the provider's batch that the row waits for.
+    """
+
+    image: str
+    role: Role
+    prompt: str
+    model: str
+    state: State
+    attempts: int
+    raw: str | None
+    rationale: Rationale | None
+    tokens_in: int
+    tokens_out: int
+    cost: float
+    seconds: float
+    image_hash: str | None
+    mask_hash: str | None
+    report_hash: str | None
+    reason: str | None
+    created: float
+    updated: float
+    batch: str | None
+
+    @property
+    def key(self) -> Key:
+        """What the row is about."""
+        return Key(self.image, self.role, self.prompt, self.model)
+
+
+class AnnotationStore:
+    """The store in the file `path`, made if absent; use it as a context manager, from one thread.
+
+    Raises:
+        CersError: no such folder, no store of annotations, or one of a newer version.
+    """
+
+    def __init__(self, path: str | Path, *, lease_seconds: float = LEASE_SECONDS, create: bool = True) -> None:
+        self.path = Path(path)
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._lease_seconds = lease_seconds
+        if not create and not self.path.is_file():
+            raise CersError(f"no annotation store {self.path}; `cers annotate run` makes one")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            self._prepare()
+        except (sqlite3.Error, OSError) as error:
+            raise CersError(f"{self.path} cannot be used as annotation store: {error}; name another file") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+        self._db.close()
+
+    def add_pending(self, tasks: Iterable[Task], again: Collection[State] = _AGAIN) -> int:
+        """Want these texts; returns how many are still to be written. `claim` hands out these and no others.
+
+        A row whose image, mask or report has changed since becomes pending anew, and so does one whose state is in
+        `again`. What was paid for it stays in its sums.
+        """
+        now = time.time()
+        wanted = [(*astuple(t.key), t.image_hash, t.mask_hash, t.report_hash) for t in tasks]
+        states = ", ".join("?" * len(again))
+        with self._transaction():
+            self._db.execute("DELETE FROM wanted")
+            self._db.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?, ?, ?, ?, ?)", wanted)
+            self._db.execute(
+                "INSERT INTO annotation"
+                " (image, role, prompt, model, image_hash, mask_hash, report_hash, created, updated)"
+                " SELECT *, ?, ? FROM wanted WHERE true ON CONFLICT DO NOTHING",
+                (now, now),
+            )
+            self._db.execute(
+                "UPDATE annotation SET state = 'pending', raw = NULL, texture = NULL, boundary = NULL, context = NULL,"
+                " summary = NULL, reason = NULL, batch = NULL, owner = NULL, updated = ?, image_hash = w.image_hash,"
+                " mask_hash = w.mask_hash, report_hash = w.report_hash FROM wanted w"
+                " WHERE (annotation.image, annotation.role, annotation.prompt, annotation.model)"
+                " = (w.image, w.role, w.prompt, w.model) AND ((annotation.image_hash, ifnull(annotation.mask_hash, ''),"
+                " ifnull(annotation.report_hash, '')) IS NOT (w.image_hash, ifnull(w.mask_hash, ''),"
+                f" ifnull(w.report_hash, '')) OR state IN ({states}))",
+                (now, *again),
+            )
+            return self.outstanding()
+
+    def outstanding(self) -> int:
+        """How many of the wanted texts are pending, whoever holds them."""
+        return int(self._db.execute(f"SELECT count(*) FROM annotation {_WANTED} AND state = 'pending'").fetchone()[0])
+
+    def claim(self, n: int) -> list[Annotation]:
+        """Lease up to `n` wanted pending rows that nobody else holds; two processes never get the same one."""
+        now = time.time()
+        with self._transaction():
+            rows = self._select(
+                f"{_WANTED} AND state = 'pending' AND batch IS NULL AND (owner IS NULL OR lease < ?)"
+                " ORDER BY image, role LIMIT ?",
+                (now, n),
+            )
+            self._db.executemany(
+                f"UPDATE annotation SET owner = ?, lease = ? WHERE {_KEY}",
+                [(self.owner, now + self._lease_seconds, *astuple(row.key)) for row in rows],
+            )
+        return rows
+
+    def renew(self) -> None:
+        """Keep the leases of this process alive; to be called well within every `lease_seconds`."""
+        self._db.execute(
+            "UPDATE annotation SET lease = ? WHERE owner = ?", (time.time() + self._lease_seconds, self.owner)
+        )
+
+    def release(self, keys: Iterable[Key] | None = None) -> None:
+        """Give leases back, of `keys` or of everything this process holds."""
+        if keys is None:
+            self._db.execute("UPDATE annotation SET owner = NULL, lease = NULL WHERE owner = ?", (self.owner,))
+        else:
+            self._db.executemany(
+                f"UPDATE annotation SET owner = NULL, lease = NULL WHERE {_KEY} AND owner = ?",
+                [(*astuple(key), self.owner) for key in keys],
+            )
+
+    def begin(self, key: Key) -> None:
+        """Count a call before it is sent, so that one whose answer is lost in a crash was still counted."""
+        self._db.execute(f"UPDATE annotation SET attempts = attempts + 1 WHERE {_KEY}", astuple(key))
+
+    def record(self, key: Key, outcome: Outcome, batch: str | None = None) -> None:
+        """Write down what came of a row that this process, or `batch`, holds, and let go of it.
+
+        Where it no longer holds the row (another process does, or the image has changed) only what was paid is added.
+        """
+        spent = (outcome.tokens_in, outcome.tokens_out, outcome.cost, outcome.seconds)
+        aspects = astuple(outcome.rationale) if outcome.rationale else (None,) * len(ASPECTS)
+        with self._transaction():
+            self._db.execute(
+                "UPDATE annotation SET tokens_in = tokens_in + ?, tokens_out = tokens_out + ?, cost = cost + ?,"
+                f" seconds = seconds + ? WHERE {_KEY}",
+                (*spent, *astuple(key)),
+            )
+            self._db.execute(
+                "UPDATE annotation SET state = ?, raw = ?, texture = ?, boundary = ?, context = ?, summary = ?,"
+                " reason = ?, updated = ?, owner = NULL, lease = NULL, batch = NULL"
+                f" WHERE {_KEY} AND state = 'pending' AND (owner = ? OR batch = ?)",
+                (outcome.state, outcome.raw, *aspects, outcome.reason, time.time(), *astuple(key), self.owner, batch),
+            )
+
+    def rows(
+        self,
+        *,
+        state: State | None = None,
+        role: Role | None = None,
+        model: str | None = None,
+        prompt: str | None = None,
+        batch: str | None = None,
+    ) -> Iterator[Annotation]:
+        """The rows with these properties, by image, role, prompt version and model."""
+        wanted = {"state": state, "role": role, "model": model, "prompt": prompt, "batch": batch}
+        given = {name: value for name, value in wanted.items() if value is not None}
+        where = " AND ".join(f"{name} = ?" for name in given)
+        yield from self._select(
+            (f"WHERE {where} " if where else "") + "ORDER BY image, role, prompt, model", [*given.values()]
+        )
+
+    def newest(self, *, model: str | None = None) -> dict[tuple[str, Role], Annotation]:
+        """For each image and role the `ok` row written last."""
+        found = sorted(self.rows(state="ok", model=model), key=lambda row: row.updated)
+        return {(row.image, row.role): row for row in found}
+
+    def counts(self) -> dict[State, int]:
+        """How many rows are in each state."""
+        found = dict(self._db.execute("SELECT state, count(*) FROM annotation GROUP BY state"))
+        return {state: found.get(state, 0) for state in STATES}
+
+    def import_rows(self, texts: Iterable[tuple[str, Role, str]], model: str) -> dict[State, int]:
+        """Take over texts (image id, role, text) that `model` wrote elsewhere, at no cost.
+
+        A text that is no rationale becomes `invalid`, with the reason. Returns how many of each state were taken over;
+        a text that is there already counts again but is not written again.
+        """
+        now = time.time()
+        taken: dict[State, int] = dict.fromkeys(STATES, 0)
+        with self._transaction():
+            for image, role, text in texts:
+                state, aspects, reason = _parsed(text)
+                taken[state] += 1
+                self._db.execute(
+                    "INSERT INTO annotation (image, role, prompt, model, state, raw, texture, boundary, context,"
+                    " summary, reason, created, updated) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                    " ON CONFLICT DO UPDATE SET state = excluded.state, raw = excluded.raw, texture = excluded.texture,"
+                    " boundary = excluded.boundary, context = excluded.context, summary = excluded.summary,"
+                    " reason = excluded.reason, updated = excluded.updated WHERE raw IS NOT excluded.raw",
+                    (image, role, IMPORTED, model, state, text, *aspects, reason, now, now),
+                )
+        return taken
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute(
+            "CREATE TEMP TABLE wanted (image, role, prompt, model, image_hash, mask_hash, report_hash,"
+            " PRIMARY KEY (image, role, prompt, model)) WITHOUT ROWID"
+        )
+        with self._transaction():
+            version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
+            if version > _VERSION:
+                raise CersError(f"{self.path} was written by a newer cers (store version {version}); update cers")
+            if version == 0:
+                if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    raise CersError(f"{self.path} is a database of something else; name another file")
+                for statement in _SCHEMA.split(";\n"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _select(self, where: str, values: Sequence[Any] = ()) -> list[Annotation]:
+        return [_annotation(row) for row in self._db.execute(f"SELECT {_FIELDS} FROM annotation {where}", values)]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+_WANTED = "WHERE (image, role, prompt, model) IN (SELECT image, role, prompt, model FROM wanted)"
+
+
+def _annotation(row: Sequence[Any]) -> Annotation:
+    aspects = row[7:11]
+    values = [*row[:7], None if aspects[0] is None else Rationale(*aspects), *row[11:]]
+    return Annotation(*values)
+
+
+def _parsed(text: str) -> tuple[State, Sequence[str | None], str | None]:
+    try:
+        return "ok", astuple(parse_rationale(text)), None
+    except MalformedRationale as error:
+        return "invalid", (None,) * len(ASPECTS), str(error)
