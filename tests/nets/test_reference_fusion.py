@@ -6,8 +6,12 @@ from cers.nets.reference_fusion import ReferenceFusion
 
 
 def make(channels=32) -> ReferenceFusion:
+    """A fusion after some training: at its start it reads nothing."""
     torch.manual_seed(0)
-    return ReferenceFusion(channels).eval()
+    fusion = ReferenceFusion(channels).eval()
+    for p in fusion.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return fusion
 
 
 def inputs(k=3, tokens=4, channels=32):
@@ -17,6 +21,16 @@ def inputs(k=3, tokens=4, channels=32):
 
 def test_parameter_count():
     assert sum(p.numel() for p in ReferenceFusion(768).parameters()) == 4_136_448
+
+
+def test_starts_as_the_identity_and_learns_to_read():
+    fusion = ReferenceFusion(32)
+    feature, references = inputs()
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    assert torch.equal(fusion(feature, references, valid).map, feature)
+    assert torch.equal(fusion.alone(feature), feature)
+    fusion(feature, references, valid).map.square().sum().backward()
+    assert fusion.attention.out_proj.weight.grad.abs().max() > 0
 
 
 def test_equals_the_formula():
@@ -78,6 +92,7 @@ def test_without_any_reference_only_f4_passes():
     fused, shares = fusion(feature, references, valid, need_attention=True)
     expected = F.conv2d(feature, fusion.out.weight[..., None, None], fusion.out.bias)
     assert torch.allclose(fused[0], expected[0], atol=1e-6)
+    assert torch.allclose(fused[0], fusion.alone(feature)[0], atol=1e-6)
     assert shares[0].tolist() == [0, 0, 0]
     fused.square().sum().backward()
     assert feature.grad.isfinite().all()

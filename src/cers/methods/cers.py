@@ -253,12 +253,22 @@ class CERS(Method):
         attended = features
         if self.report_attention is not None:
             attended = self.report_attention(features, batch.report_tokens, batch.report_padding)
-        reference = attention = None
-        if evidence is not None and self.fusion is not None:
-            tokens = self.pool.tokens[evidence.index]
-            reference, attention = self.fusion(features[-1], tokens, evidence.valid, need_attention=need_attention)
+        reference, attention = self._fuse(features[-1], evidence, need_attention)
         base = self.base_decoder(attended, batch.size)
         return self.retrieval_decoder(attended, reference, batch.size), base, attention
+
+    def _fuse(
+        self, feature: Tensor, evidence: Evidence | None, need_attention: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The reference path of D_R and each reference's share of the attention (Eq. 3)."""
+        if self.fusion is None:
+            return None, None
+        if evidence is None:
+            return self.fusion.alone(feature), None
+        fused: tuple[Tensor, Tensor | None] = self.fusion(
+            feature, self.pool.tokens[evidence.index], evidence.valid, need_attention=need_attention
+        )
+        return fused
 
     def _pool_shape(self, setup: Setup) -> PoolShape:
         grid = min(LARGEST_GRID, math.ceil(setup.image_size / TOKEN_STRIDE))

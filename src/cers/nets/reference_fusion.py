@@ -17,7 +17,8 @@ class Fused(NamedTuple):
 class ReferenceFusion(nn.Module):
     """`conv1x1(f4 + gate * r)`, `r = MHA(Q=LN(f4), K=V=LN(references))`, `gate = sigmoid(Linear([f4, r]))`.
 
-    Invariant to the order of the references. 4,136,448 parameters at 768 channels.
+    Invariant to the order of the references. Starts as the identity on f4, so that a decoder trained without
+    references meets nothing new when they arrive. 4,136,448 parameters at 768 channels.
     """
 
     def __init__(self, channels: int, heads: int = 8, dropout: float = 0.1) -> None:
@@ -27,6 +28,9 @@ class ReferenceFusion(nn.Module):
         self.attention = nn.MultiheadAttention(channels, heads, dropout=dropout, batch_first=True)
         self.gate = nn.Linear(2 * channels, channels)
         self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.attention.out_proj.weight)
+        nn.init.eye_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
 
     def forward(
         self,
@@ -37,7 +41,7 @@ class ReferenceFusion(nn.Module):
     ) -> Fused:
         """Fuse f4 with k references of T tokens each; only those with `valid` True count, in any float type.
 
-        An image without any valid reference gets `conv1x1(f4)`. `need_attention` asks for the attention shares.
+        An image without any valid reference gets `alone(f4)`. `need_attention` asks for the attention shares.
         """
         pixels = feature.flatten(2).mT
         keys = self.reference_norm(references.to(feature.dtype).flatten(1, 2))
@@ -49,8 +53,16 @@ class ReferenceFusion(nn.Module):
         )
         read = read.masked_fill(none[..., None], 0.0)
         gate = self.gate(torch.cat([pixels, read], dim=-1)).sigmoid()
-        fused = self.out(pixels + gate * read).mT.reshape(feature.shape)
+        fused = self._project(pixels + gate * read, feature)
         if weights is None:
             return Fused(fused, None)
         share = weights.mean(dim=1).reshape(references.shape[:3]).sum(dim=2)
         return Fused(fused, share.masked_fill(~valid, 0.0))
+
+    def alone(self, feature: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """What an image gets that has no references: `conv1x1(f4)`."""
+        return self._project(feature.flatten(2).mT, feature)
+
+    def _project(self, pixels: Tensor, like: Tensor) -> Tensor:
+        projected: Tensor = self.out(pixels)
+        return projected.mT.reshape(like.shape)
