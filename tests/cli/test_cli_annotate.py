@@ -1,10 +1,8 @@
-import csv
 import json
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -51,27 +49,8 @@ def test_offline_writes_what_training_reads(dataset: tuple[Path, Path], tmp_path
     assert "rationales written 0" in " ".join(again.stdout.split())
 
 
-def test_audit_lists_malformed_rows_and_fails(tmp_path: Path) -> None:
-    path = tmp_path / "cot.csv"
-    good = "Texture: aa.\nBoundary: bb.\nContext: cc.\nSummary: dd."
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows(
-            [("image", "cot"), ("a", good), ("b", "I'm sorry, I can't help."), ("c", "Texture: x")]
-        )
-    result = RUNNER.invoke(app, ["audit", str(path)])
-    assert result.exit_code == 1
-    assert "b malformed: a refusal" in result.stdout
-    assert "c malformed: missing boundary, context, summary" in result.stdout
-    pd.DataFrame({"image": ["a"], "cot": [good]}).to_csv(path, index=False)
-    result = RUNNER.invoke(app, ["audit", str(path)])
-    assert result.exit_code == 0
-    assert "no flaw found" in result.stdout
-
-
 def test_mistakes_are_one_line(dataset: tuple[Path, Path], tmp_path: Path) -> None:
     root, split = dataset
-    result = RUNNER.invoke(app, ["audit", str(tmp_path / "absent.csv")])
-    assert isinstance(result.exception, CersError)
     foreign = tmp_path / "split.json"
     foreign.write_text(split.read_text(encoding="utf-8").replace("case", "other"), encoding="utf-8")
     result = RUNNER.invoke(app, ["offline", str(root), "--split", str(foreign), "--out", str(tmp_path / "o.csv")])

@@ -149,6 +149,7 @@ def test_audit_passes_a_good_text() -> None:
         ({"texture": "word " * 130 + "."}, "over-long"),
         ({"context": "Centred at (120, 88) px."}, "coordinates"),
         ({"context": "Bounding box touches the rim."}, "coordinates"),
+        ({"texture": "The highlighted area is bright."}, "drawing"),
         ({"summary": "An axial MRI scan with one large glioma lesion."}, "copies the report"),
         ({"summary": "A mass whose margin is"}, "cut off"),
         ({"texture": "mixed “paving\ufffd? signal."}, "encoding"),

@@ -1,12 +1,14 @@
 """`cers annotate`: have rationales written, and look for flaws in written ones."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cers.cli.annotate_review import app as review_app
+
 app = typer.Typer(no_args_is_help=True, help="Have rationales written for a dataset, and audit them.")
+app.add_typer(review_app)
 
 _SHOWN = 20
 
@@ -48,23 +50,6 @@ def offline(
     say_table(("", "count"), [*rows, ("problems", len(summary.problems))])
     _list(summary.problems)
     say(f"train on them with data.rationales={out}")
-
-
-@app.command()
-def audit(path: Annotated[Path, typer.Argument(help="CSV with the columns image,cot and perhaps role.")]) -> None:
-    """List malformed and flawed rationales. Exit status 1 where some are malformed."""
-    from cers.cli.console import say, say_table
-    from cers.cot.annotate import audit_csv
-
-    flaws = audit_csv(path)
-    kinds = Counter(flaw.split(":")[0] for _, _, flaw in flaws)
-    if not flaws:
-        say(f"{path}: no flaw found")
-        return
-    say_table(("flaw", "rationales"), sorted(kinds.items()))
-    flaws.sort(key=lambda item: not item[2].startswith("malformed"))
-    _list([" ".join(filter(None, (image, role, flaw))) for image, role, flaw in flaws], all_of=kinds["malformed"])
-    raise typer.Exit(1 if kinds["malformed"] else 0)
 
 
 def _list(lines: list[str], all_of: int = 0) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cers.config import MaskReading
 from cers.cot.describe import describe
-from cers.cot.rationale import MalformedRationale, audit_rationale, parse_rationale, render
+from cers.cot.rationale import MalformedRationale, parse_rationale, render
 from cers.data.case import Case
 from cers.data.images import read_image, read_mask
 from cers.errors import CersError
@@ -76,16 +76,6 @@ def annotate_offline(
     finally:
         _save(texts, out)
     return AnnotationSummary(len(texts) - kept, kept, problems)
-
-
-def audit_csv(path: Path) -> list[tuple[str, str, str]]:
-    """The flaws of every rationale in a CSV with the columns image,cot and perhaps role, as (image, role, flaw).
-
-    Raises:
-        CersError: no such file, not UTF-8, or without these columns.
-    """
-    rows = _read(path, ("image", "cot"))
-    return [(row["image"], row.get("role") or "", flaw) for row in rows for flaw in audit_rationale(row["cot"] or "")]
 
 
 def _describe(case: Case, role: str, reading: MaskReading, use_report: bool, modality: str | None) -> str:

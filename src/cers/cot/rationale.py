@@ -14,7 +14,8 @@ from typing import Any, Literal
 from cers.data.case import Case
 
 ASPECTS = ("texture", "boundary", "context", "summary")
-MAX_WORDS = 128
+MAX_TOKENS = 128
+_TOKEN = re.compile(r"\w+|[^\w\s]")
 
 _NAME = r"(?P<name>textures?|boundar(?:y|ies)|context|(?:concise\s+)?summary)(?:\s*\([^)\n]*\))?"
 _DASH = r"(?:[-–—]|â€[“”\x93\x94])"
@@ -39,6 +40,11 @@ _CLOSING = re.compile(
 _COORDINATES = re.compile(
     r"\b[xy]\s*[=:≈]\s*\d|\(\s*\d+(?:\.\d+)?\s*,\s*\d+(?:\.\d+)?\s*\)|\bpixels?\s*\(?\d|\bcoordinates?\b"
     r"|\bbounding box|\b(?:row|column)s?\s+\d",
+    re.IGNORECASE,
+)
+_DRAWING = re.compile(
+    r"\b(?:overlaid|overlays?|highlighted|outlined|annotat(?:ed|ion)s?|ground[- ]truth|segmentation mask"
+    r"|crop(?:ped)?)\b",
     re.IGNORECASE,
 )
 _LOST = re.compile(r"\ufffd|[a-z]\?[a-z]|â€|Ã[\x80-\xbf]")
@@ -106,11 +112,12 @@ def audit_rationale(text: str, report: str | None = None) -> list[str]:
     except MalformedRationale as error:
         return [f"malformed: {error}"]
     flaws = []
-    words = len(render(rationale).split())
-    if words > MAX_WORDS:
-        flaws.append(f"over-long: {words} words, more than {MAX_WORDS}")
+    if (length := tokens(render(rationale))) > MAX_TOKENS:
+        flaws.append(f"over-long: {length} words and marks, more than {MAX_TOKENS}")
     if found := _COORDINATES.search(text):
         flaws.append(f"mentions coordinates: '{found.group()}'")
+    if found := _DRAWING.search(text):
+        flaws.append(f"speaks of the drawing: '{found.group()}'")
     if report and _copies(render(rationale), report):
         flaws.append("copies the report")
     if not re.search(r"[.!?…][\"'”’)\]*`\s}]*\Z", text):
@@ -118,6 +125,11 @@ def audit_rationale(text: str, report: str | None = None) -> list[str]:
     if _LOST.search(text):
         flaws.append("characters were lost in encoding")
     return flaws
+
+
+def tokens(text: str) -> int:
+    """Words and punctuation marks of `text`: what every tokenizer makes at least of it."""
+    return len(_TOKEN.findall(text))
 
 
 def usable_rationales(

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
@@ -155,7 +156,7 @@ def _add(texts: Texts, table: Table, ids: Container[str], problems: list[Problem
     if "cot" not in table.columns:
         return
     for target in ("rationales", "mask_rationales"):
-        default = cot or _cot_target(table.path)
+        default = cot or _ROLES[role_of_table(table.path)]
         rows = [(row["image"], row.get("cot", "")) for _, row in table.rows if _role(row, default) == target]
         _fill(getattr(texts, target), rows, where, ids, problems)
     unknown = sorted({r for _, row in table.rows if (r := row.get("role", "").strip()) and r not in _ROLES})
@@ -164,9 +165,9 @@ def _add(texts: Texts, table: Table, ids: Container[str], problems: list[Problem
         problems.append(Problem("error", "unknown-role", where, message))
 
 
-def _cot_target(path: Path) -> str:
-    informed = "mask" in path.name.lower() and not _MASK_FREE.search(path.name)
-    return "mask_rationales" if informed else "rationales"
+def role_of_table(path: Path) -> Literal["labelled", "unlabelled"]:
+    """What the name of a table of rationales says: `mask`, without `no` before it, means the mask was in sight."""
+    return "labelled" if "mask" in path.name.lower() and not _MASK_FREE.search(path.name) else "unlabelled"
 
 
 def _role(row: dict[str, str], default: str) -> str:

@@ -46,7 +46,7 @@ def render_report(data: ReportData) -> str:
     settings: Mapping[str, Any] = data.config.get("method", {}).get("settings", {})
     retrieval = strategies(data.summary.get("retrieval") or {}, settings.get("retrieval"))
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             data=data,
@@ -96,7 +96,8 @@ def number(value: Any, digits: int | None = None) -> str:
     return f"{value:.{digits if digits is not None else 3 if abs(value) < 10 else 1}f}"
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """What every page is made with: the templates of this package, escaping, and no undefined name."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cers.report"),
         autoescape=True,
