@@ -54,6 +54,10 @@ class MalformedRationale(ValueError):  # noqa: N818 - the name says what the tex
     """A text that is not a rationale; the message says what is missing, doubled or there instead."""
 
 
+class RefusalError(MalformedRationale):
+    """The model declined to answer."""
+
+
 @dataclass(frozen=True)
 class Rationale:
     """Four aspects, each non-empty text on one line, cleaned of markup and of repairable encoding damage.
@@ -73,7 +77,7 @@ class Rationale:
             if not re.search(r"[^\W\d_]{2}", text) or text.lower().strip(".") in {"none", "n/a", "null", "unknown"}:
                 raise MalformedRationale(f"'{field.name}' is empty")
             if _REFUSAL.search(text):
-                raise MalformedRationale(f"'{field.name}' is a refusal: '{_shortened(text)}'")
+                raise RefusalError(f"'{field.name}' is a refusal: '{_shortened(text)}'")
             object.__setattr__(self, field.name, text)
 
 
@@ -98,7 +102,7 @@ def parse_rationale(text: str) -> Rationale:
     counts = Counter(name for name, _ in parts)
     missing = [name for name in ASPECTS if not counts[name]]
     if missing:
-        raise MalformedRationale(_why_incomplete(text, missing))
+        raise _incomplete(text, missing)
     doubled = [name for name in ASPECTS if counts[name] > 1]
     if doubled:
         raise MalformedRationale(f"more than one {' and '.join(map(repr, doubled))}")
@@ -190,12 +194,12 @@ def _named(pairs: Any) -> Iterator[tuple[str, str]]:
             yield from _named(value)
 
 
-def _why_incomplete(text: str, missing: list[str]) -> str:
+def _incomplete(text: str, missing: list[str]) -> MalformedRationale:
     if _REFUSAL.search(text):
-        return f"a refusal: '{_shortened(text)}'"
+        return RefusalError(f"a refusal: '{_shortened(text)}'")
     if _ERROR.search(text) and len(missing) == len(ASPECTS):
-        return f"an error message: '{_shortened(text)}'"
-    return f"missing {', '.join(missing)}: '{_shortened(text)}'"
+        return MalformedRationale(f"an error message: '{_shortened(text)}'")
+    return MalformedRationale(f"missing {', '.join(missing)}: '{_shortened(text)}'")
 
 
 def _clean(text: str) -> str:

@@ -27,7 +27,7 @@ STATES: tuple[State, ...] = get_args(State)
 ROLES: tuple[Role, ...] = get_args(Role)
 
 LEASE_SECONDS = 30.0
-_AGAIN: tuple[State, ...] = ("failed",)
+FAILED: tuple[State, ...] = ("failed",)
 IMPORTED = "imported"  # the prompt version of texts that were written elsewhere
 
 _VERSION = 1
@@ -40,11 +40,12 @@ CREATE TABLE annotation (
   cost REAL NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
   image_hash TEXT, mask_hash TEXT, report_hash TEXT, reason TEXT,
   created REAL NOT NULL, updated REAL NOT NULL,
-  owner TEXT, lease REAL, batch TEXT,
+  at_risk REAL NOT NULL DEFAULT 0, owner TEXT, lease REAL, batch TEXT,
   PRIMARY KEY (image, role, prompt, model),
   CHECK ((state = 'ok') = (texture IS NOT NULL))
 ) WITHOUT ROWID;
 CREATE INDEX annotation_batch ON annotation (batch) WHERE batch IS NOT NULL;
+CREATE TABLE consent (host TEXT PRIMARY KEY, given REAL NOT NULL) WITHOUT ROWID;
 """
 _FIELDS = (
     "image, role, prompt, model, state, attempts, raw, texture, boundary, context, summary, tokens_in, tokens_out, "
@@ -131,7 +132,7 @@ class AnnotationStore:
     def __init__(self, path: str | Path, *, lease_seconds: float = LEASE_SECONDS, create: bool = True) -> None:
         self.path = Path(path)
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._lease_seconds = lease_seconds
+        self.lease_seconds = lease_seconds
         if not create and not self.path.is_file():
             raise CersError(f"no annotation store {self.path}; `cers annotate run` makes one")
         try:
@@ -150,7 +151,7 @@ class AnnotationStore:
         self.release()
         self._db.close()
 
-    def add_pending(self, tasks: Iterable[Task], again: Collection[State] = _AGAIN) -> int:
+    def add_pending(self, tasks: Iterable[Task], again: Collection[State] = FAILED) -> int:
         """Want these texts; returns how many are still to be written. `claim` hands out these and no others.
 
         A row whose image, mask or report has changed since becomes pending anew, and so does one whose state is in
@@ -181,8 +182,9 @@ class AnnotationStore:
             return self.outstanding()
 
     def outstanding(self) -> int:
-        """How many of the wanted texts are pending, whoever holds them."""
-        return int(self._db.execute(f"SELECT count(*) FROM annotation {_WANTED} AND state = 'pending'").fetchone()[0])
+        """How many of the wanted texts are pending and in no batch, whoever holds them."""
+        where = f"{_WANTED} AND state = 'pending' AND batch IS NULL"
+        return int(self._db.execute(f"SELECT count(*) FROM annotation {where}").fetchone()[0])
 
     def claim(self, n: int) -> list[Annotation]:
         """Lease up to `n` wanted pending rows that nobody else holds; two processes never get the same one."""
@@ -195,14 +197,14 @@ class AnnotationStore:
             )
             self._db.executemany(
                 f"UPDATE annotation SET owner = ?, lease = ? WHERE {_KEY}",
-                [(self.owner, now + self._lease_seconds, *astuple(row.key)) for row in rows],
+                [(self.owner, now + self.lease_seconds, *astuple(row.key)) for row in rows],
             )
         return rows
 
     def renew(self) -> None:
         """Keep the leases of this process alive; to be called well within every `lease_seconds`."""
         self._db.execute(
-            "UPDATE annotation SET lease = ? WHERE owner = ?", (time.time() + self._lease_seconds, self.owner)
+            "UPDATE annotation SET lease = ? WHERE owner = ?", (time.time() + self.lease_seconds, self.owner)
         )
 
     def release(self, keys: Iterable[Key] | None = None) -> None:
@@ -215,9 +217,28 @@ class AnnotationStore:
                 [(*astuple(key), self.owner) for key in keys],
             )
 
-    def begin(self, key: Key) -> None:
-        """Count a call before it is sent, so that one whose answer is lost in a crash was still counted."""
-        self._db.execute(f"UPDATE annotation SET attempts = attempts + 1 WHERE {_KEY}", astuple(key))
+    def begin(self, key: Key, dollars: float = 0.0, max_cost: float | None = None) -> bool:
+        """Count a call before it is sent, with the most it can cost; False, and not counted, beyond `max_cost`.
+
+        So a call whose answer is lost in a crash was counted, and its price stays at risk until `settle`.
+        """
+        with self._transaction():
+            if max_cost is not None and sum(self.spent()) + dollars > max_cost:
+                return False
+            self._db.execute(
+                f"UPDATE annotation SET attempts = attempts + 1, at_risk = at_risk + ? WHERE {_KEY}",
+                (dollars, *astuple(key)),
+            )
+        return True
+
+    def settle(self, key: Key, dollars: float) -> None:
+        """The server has answered a call begun with `dollars`: what it really cost is known, or is nothing."""
+        self._db.execute(f"UPDATE annotation SET at_risk = at_risk - ? WHERE {_KEY}", (dollars, *astuple(key)))
+
+    def spent(self) -> tuple[float, float]:
+        """Dollars paid according to the servers' token counts, and dollars at most paid for answers not received."""
+        paid, at_risk = self._db.execute("SELECT total(cost), total(at_risk) FROM annotation").fetchone()
+        return paid, max(at_risk, 0.0)
 
     def record(self, key: Key, outcome: Outcome, batch: str | None = None) -> None:
         """Write down what came of a row that this process, or `batch`, holds, and let go of it.
@@ -229,8 +250,8 @@ class AnnotationStore:
         with self._transaction():
             self._db.execute(
                 "UPDATE annotation SET tokens_in = tokens_in + ?, tokens_out = tokens_out + ?, cost = cost + ?,"
-                f" seconds = seconds + ? WHERE {_KEY}",
-                (*spent, *astuple(key)),
+                f" seconds = seconds + ? WHERE {_KEY} AND (? IS NULL OR batch = ?)",
+                (*spent, *astuple(key), batch, batch),
             )
             self._db.execute(
                 "UPDATE annotation SET state = ?, raw = ?, texture = ?, boundary = ?, context = ?, summary = ?,"
@@ -238,6 +259,38 @@ class AnnotationStore:
                 f" WHERE {_KEY} AND state = 'pending' AND (owner = ? OR batch = ?)",
                 (outcome.state, outcome.raw, *aspects, outcome.reason, time.time(), *astuple(key), self.owner, batch),
             )
+
+    def enter_batch(self, keys: Iterable[Key], batch: str) -> None:
+        """Put rows that this process holds into a batch; they stay leased until `submitted`."""
+        with self._transaction():
+            self._db.executemany(
+                f"UPDATE annotation SET batch = ? WHERE {_KEY} AND owner = ?",
+                [(batch, *astuple(key), self.owner) for key in keys],
+            )
+
+    def submitted(self, batch: str, provider_id: str | None) -> None:
+        """The provider took `batch` under its own id; None: it does not have it, and its rows are free again."""
+        self._db.execute(
+            "UPDATE annotation SET batch = ?, owner = NULL, lease = NULL WHERE batch = ? AND state = 'pending'",
+            (provider_id, batch),
+        )
+
+    def batches(self) -> dict[str, int]:
+        """Batches that rows wait for, with their number; those that a living process is about to submit left out."""
+        found = self._db.execute(
+            "SELECT batch, count(*) FROM annotation WHERE batch IS NOT NULL AND state = 'pending'"
+            " AND (owner IS NULL OR lease < ?) GROUP BY batch ORDER BY batch",
+            (time.time(),),
+        )
+        return dict(found.fetchall())
+
+    def allow(self, host: str) -> None:
+        """Note that the user allowed sending to `host`."""
+        self._db.execute("INSERT OR IGNORE INTO consent VALUES (?, ?)", (host, time.time()))
+
+    def allowed(self) -> dict[str, float]:
+        """The hosts that may be sent to, with the time (seconds since 1970) at which the user allowed it."""
+        return dict(self._db.execute("SELECT host, given FROM consent").fetchall())
 
     def rows(
         self,
