@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
+from cers.cli.annotate_llm import plan, prices, run, show, status
 from cers.cli.annotate_review import app as review_app
 
 app = typer.Typer(no_args_is_help=True, help="Have rationales written for a dataset, and audit them.")
+for command in (plan, run, status, show, prices):
+    app.command()(command)
 app.add_typer(review_app)
 
 _SHOWN = 20

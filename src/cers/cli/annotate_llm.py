@@ -85,7 +85,13 @@ def run(
     job = _job(data, split, settings, config, layout, negatives, redact)
     with AnnotationStore(store) as opened:
         (_run_batches if batch else _run_calls)(
-            job, opened, roles=_roles(role), again=_states(again), limit=limit, max_cost=max_cost, allow_remote=allow_remote
+            job,
+            opened,
+            roles=_roles(role),
+            again=_states(again),
+            limit=limit,
+            max_cost=max_cost,
+            allow_remote=allow_remote,
         )
 
 
@@ -109,7 +115,10 @@ def status(store: Annotated[Path, typer.Argument(help="The store of a run.")] = 
         columns = ("model", "prompt", "role", *STATES, "tokens", "cost $")
         say_table(columns, [(*k, *(int(g[s]) for s in STATES), int(g["tokens"]), g["cost"]) for k, g in groups.items()])
         paid, at_risk = opened.spent()
-        say(f"paid ${paid:.4f}" + (f"; answers that got lost may have cost up to ${at_risk:.4f}" if at_risk > 5e-5 else ""))
+        say(
+            f"paid ${paid:.4f}"
+            + (f"; answers that got lost may have cost up to ${at_risk:.4f}" if at_risk > 5e-5 else "")
+        )
         for id, count in opened.batches().items():
             say(f"batch {id}: {count} texts; `cers annotate run --batch` collects them")
         for host, given in opened.allowed().items():
@@ -136,14 +145,16 @@ def show(
     from cers.files import write_atomic
 
     job = _job(data, split, settings, config, layout, negatives, redact)
-    keys = [key for key in job.keys() if key.image == image]
+    keys = [key for key in job.wanted() if key.image == image]
     if not keys:
         raise CersError(f"no case '{image}'; {nearest(image, job.cases)}")
     for key in keys:
         text, picture = job.request(key)[0]["content"]
         suffix = {"jpeg": "jpg"}.get(job.config.image_format, job.config.image_format)
         write_atomic(out / f"{image}.{key.role}.txt", text["text"] + "\n")
-        write_atomic(out / f"{image}.{key.role}.{suffix}", base64.b64decode(picture["image_url"]["url"].partition(",")[2]))
+        write_atomic(
+            out / f"{image}.{key.role}.{suffix}", base64.b64decode(picture["image_url"]["url"].partition(",")[2])
+        )
         say(f"{out / image}.{key.role}.txt and .{suffix}: prompt {key.prompt}")
 
 
@@ -217,7 +228,9 @@ def _roles(role: str | None) -> "Collection[Role]":
 
 
 def _states(again: bool) -> "Collection[State]":
-    return ("failed", "invalid", "refused") if again else ("failed",)
+    from cers.cot.store import FAILED
+
+    return (*FAILED, "invalid", "refused") if again else FAILED
 
 
 def _duration(seconds: float) -> str:

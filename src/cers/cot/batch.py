@@ -12,7 +12,6 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import openai
@@ -57,7 +56,7 @@ def run_batches(
     max_cost: float | None = None,
     allow_remote: str | None = None,
     poll_seconds: float = 60.0,
-    tell: Told = lambda line: None,
+    tell: Told = lambda *_: None,
 ) -> BatchSummary:
     """Collect what earlier batches have brought, submit what is missing, and wait until all batches are over.
 
@@ -71,10 +70,10 @@ def run_batches(
     if price is None and max_cost is not None:
         raise unknown_price(job.config.model, load_prices(job.config.prices))
     tasks, problems = job.tasks(roles)
-    outstanding = store.add_pending(tasks, again)
+    store.add_pending(tasks, again)
     run = _Batches(job, store, Client(job.config, url), price or FREE, max_cost, tell, BatchSummary(problems=problems))
     try:
-        asyncio.run(run.run(outstanding if limit is None else min(limit, outstanding), poll_seconds))
+        asyncio.run(run.run(limit, poll_seconds))
     except KeyboardInterrupt:
         waiting = len(store.batches())
         raise Interrupted(f"{waiting} batches go on at the provider; the same command collects them") from None
@@ -99,10 +98,12 @@ class _Batches:
         self.job, self.store, self.client, self.price = job, store, client, price
         self.max_cost, self.tell, self.summary = max_cost, tell, summary
 
-    async def run(self, wanted: int, poll_seconds: float) -> None:
+    async def run(self, limit: int | None, poll_seconds: float) -> None:
+        """Everything once; `limit` bounds the texts submitted."""
         async with self.client:
             await self._adopt()
             await self._collect()
+            wanted = self.store.outstanding() if limit is None else limit
             while self.summary.submitted < wanted and (rows := await self._submit(wanted - self.summary.submitted)):
                 self.summary.submitted += rows
             while await self._collect():

@@ -55,7 +55,7 @@ class Job:
             raise CersError(f"{len(bare)} labelled cases have no mask, e.g. '{bare[0]}'; make the split anew")
         return cls(known, frozenset(labelled_ids), config, load_prompts(config))
 
-    def keys(self, roles: Collection[Role] = ROLES) -> list[Key]:
+    def wanted(self, roles: Collection[Role] = ROLES) -> list[Key]:
         """The texts wanted, mask-free ones first."""
         texts: list[tuple[str, Role]] = (
             [(id, "unlabelled") for id in sorted(self.cases)] if "unlabelled" in roles else []
@@ -69,7 +69,7 @@ class Job:
         """The texts wanted with hashes of their inputs, and one line for each case whose files cannot be read."""
         tasks: list[Task] = []
         problems: list[str] = []
-        keys = self.keys(roles)
+        keys = self.wanted(roles)
         with ThreadPoolExecutor(4) as pool:
             for done, found in enumerate(pool.map(self._task, keys), start=1):
                 tasks.append(found) if isinstance(found, Task) else problems.append(found)

@@ -24,7 +24,7 @@ class RolePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The work of a run. Dollars are None where the model's price is unknown; `measured` where tokens are of real answers."""
+    """The work of a run. Dollars are None where the price is unknown; `measured`: tokens are means of real answers."""
 
     roles: tuple[RolePlan, ...]
     cost: float | None
@@ -60,7 +60,11 @@ def plan_annotation(
     answered = _answered(known)
     tokens_in, tokens_out = sum(p.tokens_in for p in plans), sum(p.tokens_out for p in plans)
     calls = sum(p.calls for p in plans)
-    each = sum(row.seconds for row in answered) / len(answered) if answered else (price or Price(input=0, output=0)).seconds
+    each = (
+        sum(row.seconds for row in answered) / len(answered)
+        if answered
+        else (price or Price(input=0, output=0)).seconds
+    )
     return Plan(
         roles=tuple(plans),
         cost=price.cost(tokens_in, tokens_out) if price else None,
