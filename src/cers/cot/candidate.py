@@ -1,6 +1,6 @@
 """Where to look without a mask: the most conspicuous region of an image, by simple means.
 
-Solid organs: blobs that stand out from their surroundings at some threshold, ranked by contrast, compactness, size,
+Solid organs: blobs that stand out from their surroundings at some threshold, ranked by size, contrast, compactness,
 depth and difference from the mirrored side. Air-filled organs (chest CT and radiographs): what is denser than air in
 the air-filled spaces.
 """
@@ -16,6 +16,16 @@ from cers.cot.measure import Grey, Mask, Scene
 
 _LEVELS = 12
 _AIRY = 0.15
+# Of each measurement of a blob: centre and scale, and what a unit of it and of its square adds to the log odds.
+_ODDS = {
+    "area": (-4.67, 0.90, 2.54, -0.53),
+    "brighter": (0.105, 0.126, 0.70, -0.21),
+    "darker": (0.090, 0.118, -0.09, -0.90),
+    "solidity": (-0.252, 0.160, 2.24, 0.57),
+    "depth": (-1.07, 0.574, 1.74, -0.14),
+    "brighter side": (0.102, 0.149, 1.43, -0.48),
+    "darker side": (0.071, 0.112, 1.30, -0.40),
+}
 
 
 @dataclass(frozen=True)
@@ -51,13 +61,25 @@ def most_conspicuous(scene: Scene, airy: Mask | None) -> Mask | None:
 
 
 def conspicuity(blob: Blob) -> float:
-    """How much a blob looks like a lesion: contrast and asymmetry, times compactness, depth and size.
+    """How much a blob looks like a lesion: the log odds, up to a constant, among the blobs of its image.
 
-    Bright counts more than dark, which fluid is as well. Chosen on brain MR: 57 % of picks meet the lesion (IoU > 0.3).
+    A conditional logit (McFadden 1974) of the blobs' overlap with the lesion, on 600 training images of BRISC: on
+    images left out 62 % of its picks meet the lesion (IoU > 0.3).
     """
-    signal = max(blob.contrast, -0.3 * blob.contrast) + 0.2 * max(blob.asymmetry, 0.0)
-    size = np.exp(-0.125 * np.log(blob.area / 0.08) ** 2)
-    return float(signal * blob.solidity**3 * blob.depth * size)
+    measured = {
+        "area": np.log(blob.area),
+        "brighter": max(blob.contrast, 0.0),
+        "darker": max(-blob.contrast, 0.0),
+        "solidity": np.log(blob.solidity),
+        "depth": np.log(max(blob.depth, 0.02)),
+        "brighter side": max(blob.asymmetry, 0.0),
+        "darker side": max(-blob.asymmetry, 0.0),
+    }
+    total = 0.0
+    for name, (centre, scale, linear, square) in _ODDS.items():
+        z = float(np.clip((measured[name] - centre) / scale, -4, 4))
+        total += linear * z + square * z**2
+    return total
 
 
 def find_blobs(scene: Scene) -> list[Blob]:

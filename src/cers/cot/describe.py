@@ -1,8 +1,9 @@
 """The offline writer: a rationale from measurements alone, without network, key or chance.
 
 With a mask it describes the lesion; without, the most conspicuous region, in the same words, so that the two texts
-agree where they see the same thing. Positions are left out on purpose (arXiv 2606.17958, section 2.1.1): image features
-already carry them.
+agree where they see the same thing. Coordinates and sides are left out on purpose (arXiv 2606.17958, section 2.1.1):
+image features already carry them, and a mirrored image keeps its text. The summary repeats where the lesion lies and in
+what kind of image, because these words survive when the region was missed (`cers annotate audit` chose the wording).
 """
 
 import re
@@ -24,7 +25,7 @@ _REGION: Mapping[str, _Scale] = {
     "count": ((1.5, 2.5, 4.5), ("solitary", "paired", "few", "multiple")),
     "size": (
         (0.006, 0.013, 0.022, 0.035, 0.07),
-        ("tiny", "small", "medium-small", "medium-sized", "large", "extensive"),
+        ("tiny", "small", "smallish", "moderate", "large", "extensive"),
     ),
     "contrast": (
         (-0.2, -0.08, 0.0, 0.08, 0.2, 0.3, 0.42),
@@ -41,7 +42,7 @@ _REGION: Mapping[str, _Scale] = {
     ),
     "level": (
         (0.3, 0.6, 0.8, 0.86, 0.92),
-        ("low-signal", "intermediate-signal", "fairly bright", "bright", "very bright", "brightest"),
+        ("dark", "grey", "fairly bright", "bright", "very bright", "brightest"),
     ),
     "heterogeneity": (
         (0.08, 0.11, 0.14, 0.18),
@@ -50,46 +51,39 @@ _REGION: Mapping[str, _Scale] = {
     "core": (
         (-0.12, -0.04, 0.03, 0.09, 0.16),
         (
-            "ring-like with a markedly hypo{x} necrotic-appearing core",
-            "ring-like with a slightly hypo{x} core",
+            "ring around a markedly hypo{x} necrotic core",
+            "ring around a slightly hypo{x} core",
             "of even core and rim",
             "with a slightly brighter centre",
             "fading outwards",
             "with a dominant bright centre",
         ),
     ),
-    "bright_foci": (
-        (0.005, 0.06, 0.15),
-        ("no bright foci", "rare bright foci", "scattered bright foci", "dense bright foci"),
-    ),
-    "dark_foci": (
-        (0.005, 0.06, 0.15),
-        ("no clefts", "rare dark clefts", "several dark clefts", "cystic-appearing voids"),
-    ),
-    "graininess": ((0.5, 0.8, 1.2, 1.9), ("silky", "fine-grained", "granular", "coarse", "mottled")),
-    "entropy": ((3.7, 4.4, 5.0), ("simple pattern", "plain pattern", "mixed pattern", "complex pattern")),
-    "sharpness": ((0.05, 0.08, 0.105, 0.14), ("blurred", "hazy", "fairly defined", "well-defined", "crisp")),
+    "graininess": ((0.5, 0.8, 1.2, 1.9), ("silky", "fine", "granular", "coarse", "mottled")),
+    "sharpness": ((0.05, 0.08, 0.105, 0.14), ("blurred", "hazy", "fairly defined", "distinct", "crisp")),
     "sharp_share": ((0.55, 0.8, 0.93), ("mostly indistinct", "often interrupted", "focally indistinct", "continuous")),
     "solidity": ((0.78, 0.86, 0.92), ("deeply lobulated", "lobulated", "gently indented", "convex")),
-    "circularity": ((0.4, 0.55, 0.7), ("spiculated", "irregular", "undulating", "smooth")),
-    "eccentricity": ((0.5, 0.68, 0.82), ("round", "ovoid", "elongated", "band-like")),
-    "surroundings": ((0.08, 0.12, 0.17), ("quiet", "even", "uneven", "busy")),
+    "eccentricity": ((0.5, 0.68, 0.82), ("round", "ovoid", "elongated", "linear")),
     "dark_neighbour": (
         (0.02, 0.15, 0.35),
-        ("away from dark cavities", "beside a minor dark cavity", "beside dark cavities", "beside broad dark cavities"),
-    ),
-    "bright_neighbour": (
-        (0.005, 0.05),
-        ("apart from bright structures", "near bright structures", "abutting a bright rim"),
+        ("off cavities", "near a cavity", "beside cavities", "beside broad cavities"),
     ),
     "look_alikes": ((0.07, 0.12, 0.2, 0.35), ("hardly any", "few", "some", "frequent", "abundant")),
-    "depth": ((0.4, 0.58, 0.78), ("superficial", "subsurface", "intermediate", "deep-seated")),
+    "depth": ((0.4, 0.58, 0.78), ("superficial", "subsurface", "midway", "deep")),
+    "aside": (
+        (0.12, 0.2, 0.3, 0.44, 0.6),
+        ("midline", "paramedian", "somewhat lateral", "lateral", "far lateral", "outermost"),
+    ),
+    "low": (
+        (0.25, 0.35, 0.42, 0.52, 0.62),
+        ("high", "fairly high", "mid height", "fairly low", "low", "lowest"),
+    ),
 }
 _IMAGE: Mapping[str, _Scale] = {
     "extent": ((0.42, 0.5, 0.57, 0.63, 0.72), ("sparse", "narrow", "moderate", "broad", "wide", "filling")),
     "elongation": ((1.03, 1.1, 1.16, 1.25), ("squat", "circular", "oblong", "tall", "slender")),
     "noise": ((0.0065, 0.009, 0.011, 0.014), ("minimal", "low", "mild", "noticeable", "strong")),
-    "asymmetry": ((0.12, 0.155, 0.19, 0.23), ("mirror-like", "symmetric", "skewed", "lopsided", "one-sided")),
+    "asymmetry": ((0.12, 0.155, 0.19, 0.23), ("mirrored", "symmetric", "skewed", "lopsided", "unequal")),
     "dark_spaces": ((0.12, 0.15, 0.185, 0.23), ("scant", "modest", "ordinary", "prominent", "dominating")),
     "bright_structures": ((0.055, 0.07, 0.085, 0.11), ("faint", "thin", "usual", "bold", "massive")),
     "level": ((0.33, 0.36, 0.385, 0.42), ("dim", "dusky", "balanced", "light", "luminous")),
@@ -101,8 +95,8 @@ _UNSAID = re.compile(
     r"|upper|lower|middle|all|superior|inferior|anterior|posterior|quadrant|sided?)\b"
 )
 _NOT_A_NAME = re.compile(
-    r"lesions?|infected|affected|tum(?:ou?)rs?|mass(?:es)?|areas?|regions?|axial|coronal|sagittal|transverse|mri?|ct|x-?ray|chest|t[12]\S*"
-    r"|flair|contrast\S*|tiny|small|medium\S*|large|huge|extensive|single|solitary|multiple|several|few|many|no|zero"
+    r"lesions?|unilateral|bilateral|infected|affected|tum(?:ou?)rs?|mass(?:es)?|areas?|regions?|axial|coronal|sagittal|transverse|mri?|ct|x-?ray|chest|t[12]\S*"
+    r"|flair|contrast\S*|tiny|small|medium|sized|large|huge|extensive|single|solitary|multiple|several|few|many|no|zero"
     r"|one|two|three|four|five|six|seven|eight|nine|ten|\d+\S*"
 )
 
@@ -149,13 +143,13 @@ def _worded(measured: Mapping[str, float], scales: Mapping[str, _Scale], x: str)
 def _written(w: Mapping[str, str]) -> Rationale:
     return Rationale(
         texture=f"{w['heterogeneity'].capitalize()}, {w['contrast']} {w['lesion']}, {w['core']}; {w['level']}, "
-        f"{w['graininess']} {w['entropy']} with {w['bright_foci']} and {w['dark_foci']}; {w['image_noise']} noise.",
-        boundary=f"Margin of the {w['lesion']} {w['sharpness']} and {w['sharp_share']}; outline {w['solidity']} and "
-        f"{w['circularity']}, {w['eccentricity']} in shape.",
-        context=f"{w['depth'].capitalize()} {w['lesion']} in {w['surroundings']} surroundings "
-        f"{w['dark_neighbour']}, {w['bright_neighbour']}; {w['look_alikes']} look-alikes elsewhere. {_background(w)}",
-        summary=f"{w['size'].capitalize()} {w['count']} {w['contrast']} {w['lesion']}, {w['depth']}, {w['sharpness']} "
-        f"and {w['sharp_share']}, {w['dark_neighbour']}; {w['look_alikes']} look-alikes{w['reported']}.",
+        f"{w['graininess']}; {w['image_noise']} noise.",
+        boundary=f"Margin of the {w['lesion']} {w['sharpness']} and {w['sharp_share']}; outline {w['solidity']}, "
+        f"{w['eccentricity']}.",
+        context=f"{w['depth'].capitalize()} {w['lesion']}, {w['aside']}, {w['low']}, {w['dark_neighbour']}; "
+        f"{w['look_alikes']} mimics. {_background(w)}",
+        summary=f"{w['size'].capitalize()} {w['count']} {w['contrast']} {w['lesion']}, {w['depth']}, {w['aside']}, "
+        f"{w['low']}, in a {_body(w)}{w['reported']}.",
     )
 
 
@@ -170,8 +164,15 @@ def _nothing_found(w: Mapping[str, str]) -> Rationale:
 
 def _background(w: Mapping[str, str]) -> str:
     return (
-        f"Body {w['image_extent']}, {w['image_elongation']} and {w['image_asymmetry']}; tissue {w['image_level']} and "
-        f"{w['image_detail']}, {w['image_dark_spaces']} fluid- or air-like spaces, {w['image_bright_structures']} rim."
+        f"Body {w['image_extent']}, {w['image_elongation']}, {w['image_asymmetry']}; tissue {w['image_level']}, "
+        f"{w['image_detail']}; {w['image_dark_spaces']} dark spaces, {w['image_bright_structures']} rim."
+    )
+
+
+def _body(w: Mapping[str, str]) -> str:
+    return (
+        f"{w['image_extent']}, {w['image_elongation']}, {w['image_asymmetry']} body of {w['image_level']}, "
+        f"{w['image_detail']} tissue"
     )
 
 
@@ -183,11 +184,12 @@ def _is_dense(airy: bool, report: str | None, modality: str | None) -> bool:
 
 
 def _reported(report: str | None) -> dict[str, str]:
-    """The finding's name, and all that is said of finding, number and size, without words that state a position."""
+    """The finding's name, and what else is said of finding, number and size, without words that state a position."""
     said = _UNSAID.sub(" ", (report or "").lower())
-    words = list(dict.fromkeys(re.findall(r"[a-z0-9][a-z0-9-]*", said)))[:12]
-    name = [word for word in words if not _NOT_A_NAME.fullmatch(word)]
+    words = list(dict.fromkeys(re.findall(r"[a-z0-9]+", said)))
+    name = [word for word in words if not _NOT_A_NAME.fullmatch(word)][:2]
+    rest = [word for word in words if word not in (*name, "lesion", "lesions")][:5]
     return {
-        "lesion": " ".join([*name[:4], "lesion"]),
-        "reported": f", reported as {' '.join(words)}" if words else "",
+        "lesion": " ".join([*name, "lesion"]),
+        "reported": f", reported as {' '.join(rest)}" if rest else "",
     }

@@ -79,7 +79,6 @@ def measure_image(scene: Scene) -> dict[str, float]:
     return {
         "extent": float(scene.body.mean()),
         "elongation": float((np.ptp(ys) + 1) / (np.ptp(xs) + 1)),
-        "spread": float(np.std(tissue)),
         "level": float(np.median(tissue)),
         "noise": scene.noise,
         "asymmetry": float(np.abs(scene.grey - mirrored)[scene.body].mean()),
@@ -105,15 +104,12 @@ def measure_region(scene: Scene, region: Mask, organ: Mask) -> dict[str, float]:
         "level": float((grey[body] < np.median(values)).mean()),
         "heterogeneity": float(values.std()),
         "core": float(grey[core].mean() - grey[rim].mean()) if core.any() and rim.any() else 0.0,
-        "bright_foci": float((values > values.mean() + 0.2).mean()),
-        "dark_foci": float((values < values.mean() - 0.2).mean()),
-        "surroundings": float(around.std()),
         "dark_neighbour": float((around < 0.2).mean()),
-        "bright_neighbour": float((around > 0.75).mean()),
         **_edge(scene, region),
         **_shape(region),
         **_texture(grey, region),
         **_look_alikes(scene, region, outside > 1 + reach),
+        **_place(scene, region),
     }
 
 
@@ -137,10 +133,8 @@ def _edge(scene: Scene, region: Mask) -> dict[str, float]:
 def _shape(region: Mask) -> dict[str, float]:
     """Shape of the largest part."""
     part = max(regionprops(label(region)), key=lambda p: p.area)
-    perimeter = max(part.perimeter, 1.0)
     return {
         "solidity": float(part.solidity),
-        "circularity": float(min(4 * np.pi * part.area / perimeter**2, 1.0)),
         "eccentricity": float(part.eccentricity),
     }
 
@@ -154,14 +148,7 @@ def _texture(grey: Grey, region: Mask, levels: int = 16) -> dict[str, float]:
     pairs = graycomatrix(binned, [1], [0, np.pi / 4, np.pi / 2, 3 * np.pi / 4], levels + 1, symmetric=True)
     pairs = pairs[1:, 1:].sum(axis=3, keepdims=True).astype(np.float64)
     total = pairs.sum()
-    if total == 0:
-        return {"graininess": 0.0, "smoothness": 1.0, "entropy": 0.0}
-    share = pairs[pairs > 0] / total
-    return {
-        "graininess": float(graycoprops(pairs / total, "contrast")[0, 0]),
-        "smoothness": float(graycoprops(pairs / total, "homogeneity")[0, 0]),
-        "entropy": float(-(share * np.log2(share)).sum()),
-    }
+    return {"graininess": float(graycoprops(pairs / total, "contrast")[0, 0]) if total else 0.0}
 
 
 def _look_alikes(scene: Scene, region: Mask, away: Mask) -> dict[str, float]:
@@ -175,3 +162,11 @@ def _look_alikes(scene: Scene, region: Mask, away: Mask) -> dict[str, float]:
         else 0.0,
         "depth": float(depth[region].mean() / max(depth.max(), 1.0)),
     }
+
+
+def _place(scene: Scene, region: Mask) -> dict[str, float]:
+    """How far from the body's vertical axis the region lies (0 on it, 1 at the side), and how low (0 top, 1 bottom)."""
+    ys, xs = np.nonzero(scene.body)
+    rows, columns = np.nonzero(region)
+    across = np.abs(columns - (xs.min() + xs.max()) / 2) / max((xs.max() - xs.min()) / 2, 1)
+    return {"aside": float(across.mean()), "low": float((rows.mean() - ys.min()) / max(ys.max() - ys.min(), 1))}
