@@ -79,6 +79,9 @@ class OptimConfig(Section):
 
     name: Literal["sgd", "adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0)
+    head_lr_factor: float = Field(
+        1.0, gt=0, description="of the decoders' last convolutions, which AdamW moves too slowly where they are small"
+    )
     weight_decay: float = Field(1e-4, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     schedule: Literal["cosine", "poly", "constant"] = "cosine"

@@ -70,6 +70,7 @@ def test_gradients_are_clipped_to_their_norm(supervised: list[str], tmp_path: Pa
     def after_one_step(lr: float, clip: str) -> dict[str, Tensor]:
         folder = tmp_path / f"{lr}-{clip}"
         plain = ["optim.name=sgd", "optim.momentum=0", "optim.weight_decay=0", "optim.schedule=constant"]
+        plain.append("optim.head_lr_factor=1")
         step = ["train.steps=1", f"optim.lr={lr}", f"optim.clip_norm={clip}"]
         succeeds("train", "--out", folder, *supervised, *plain, *step)
         return parameters(folder)

@@ -258,7 +258,7 @@ def test_upper_layers_of_the_rationale_encoder_train_in_the_warm_up_only():
     with torch.no_grad():
         informed = method.cot_upper(batch.labelled.mask_cot_tokens, batch.labelled.mask_cot_padding)
         expected = F.normalize(method.cot_projection(informed), dim=1)
-    assert torch.allclose(method.pool.cot[known], expected[known], atol=1e-6)
+    assert torch.allclose(method.pool.cot[known].float(), expected[known], atol=1e-3)
 
 
 def test_the_semi_stage_trains_the_fusion_and_leaves_the_space_of_the_pool_alone():
@@ -281,7 +281,7 @@ def test_the_pool_holds_the_encoders_view_of_each_case_and_its_mask_informed_rat
         features = method.encoder(batch.images)[-1].mean(dim=(2, 3))
         informed = method.cot_projection(batch.mask_cot)
     assert torch.allclose(method.pool.image, F.normalize(features, dim=1), atol=1e-6)
-    assert torch.allclose(method.pool.cot[:3], F.normalize(informed, dim=1)[:3], atol=1e-6)
+    assert torch.allclose(method.pool.cot[:3].float(), F.normalize(informed, dim=1)[:3], atol=1e-3)
     assert method.pool.cot_known.tolist() == method.pool.report_known.tolist() == [True, True, True, False]
 
 
@@ -291,7 +291,7 @@ def test_where_no_rationale_saw_the_mask_the_other_stands_in():
     method.start_stage("semi", [batch])
     with torch.no_grad():
         expected = method.cot_projection(torch.cat([batch.mask_cot[:1], batch.cot[1:]]))
-    assert torch.allclose(method.pool.cot[:3], F.normalize(expected, dim=1)[:3], atol=1e-6)
+    assert torch.allclose(method.pool.cot[:3].float(), F.normalize(expected, dim=1)[:3], atol=1e-3)
     assert method.pool.cot_known.tolist() == [True, True, True, False]
 
 

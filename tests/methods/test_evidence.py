@@ -79,7 +79,7 @@ def test_each_strategy_does_what_it_says(strategy, expected, candidates):
         (evidence.candidate_image_similarity, BY_IMAGE, every),
         (evidence.candidate_text_similarity, text, every),
     ):
-        assert torch.allclose(found[0], torch.tensor(cosines)[places], atol=1e-6)
+        assert torch.allclose(found[0], torch.tensor(cosines)[places], atol=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["cot", "report", "image+cot", "image+report", "shuffled-cot"])
@@ -141,7 +141,7 @@ def test_shuffled_rationales_are_all_dealt_and_every_one_to_another_case(n):
     evidence = retrieve("shuffled-cot", pool=make_pool(n=n), candidates=n, k=n)
     dealt = torch.empty(n).scatter_(0, evidence.index[0], evidence.text_similarity[0])
     own = torch.tensor(BY_COT[:n])
-    assert torch.allclose(dealt.sort().values, own.sort().values, atol=1e-6)
+    assert torch.allclose(dealt.sort().values, own.sort().values, atol=1e-3)
     assert ((dealt - own).abs() > 0.05).all()
     assert torch.equal(evidence.index, retrieve("shuffled-cot", pool=make_pool(n=n), candidates=n, k=n).index)
 

@@ -143,7 +143,7 @@ def test_neighbours_are_the_most_similar_others(extended: Path) -> None:
     pool = KnowledgePool.load(extended)
     case = pool.ids[3]
     near = neighbours(extended, case, count=4)
-    for name, vectors in (("image", pool.image), ("cot", pool.cot)):
+    for name, vectors in (("image", pool.image), ("cot", pool.cot.float())):
         cosines = vectors @ vectors[3]
         cosines[3] = -1
         wanted = [pool.ids[i] for i in cosines.argsort(descending=True)[:4]]

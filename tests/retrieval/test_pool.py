@@ -52,7 +52,7 @@ def test_fill_writes_each_case_into_its_row():
         assert torch.allclose(pool.image[row], mean / mean.norm(), atol=1e-6)
         quarters = features[place].unfold(1, 2, 2).unfold(2, 2, 2).mean(dim=(3, 4))  # (C,2,2)
         assert torch.allclose(pool.tokens[row].float(), quarters.flatten(1).T, atol=2e-3)
-        assert torch.allclose(pool.cot[row], F.normalize(rand(4, 5, seed=1)[place], dim=0))
+        assert torch.allclose(pool.cot[row].float(), F.normalize(rand(4, 5, seed=1)[place], dim=0), atol=1e-3)
     assert pool.cot_known.tolist() == [True, True, True, False]
     assert pool.report_known.tolist() == [False, False, False, True]
     assert pool.filled.all()
@@ -120,8 +120,8 @@ def test_embeddings_stay_on_the_unit_sphere(seed, momentum, steps, scale):
     pool = filled_pool()
     for step in range(steps):
         pool.update(IDS, scale * rand(4, 6, 3, 3, seed=seed + step), momentum)
-    for rows in (pool.image, pool.cot, pool.report):
-        assert torch.allclose(rows.norm(dim=1), torch.ones(4), atol=1e-5)
+    for rows, rounding in ((pool.image, 1e-5), (pool.cot, 1e-3), (pool.report, 1e-3)):
+        assert torch.allclose(rows.float().norm(dim=1), torch.ones(4), atol=rounding)
 
 
 def test_update_moves_the_cases_of_the_step_only():

@@ -26,6 +26,7 @@ from cers.engine.checkpoint import (
 from cers.engine.device import make_accelerator
 from cers.engine.interrupt import Interrupts
 from cers.engine.log import OnRow, RunLog
+from cers.engine.optim import make_optimizer, set_learning_rate
 from cers.engine.validation import validation_dice
 from cers.errors import CersError, Interrupted
 from cers.files import write_atomic
@@ -87,7 +88,7 @@ class Trainer:
         self.config, self.folder, self.maker, self.streams, self.facts = config, folder, maker, streams, dict(facts)
         self.accelerator = make_accelerator(config.train.precision)
         self.method = method.to(self.accelerator.device).to(memory_format=torch.channels_last)
-        self.optimizer = self.accelerator.prepare(_optimizer(config, self.method))
+        self.optimizer = self.accelerator.prepare(make_optimizer(config.optim, self.method))
         self.average = WeightAverage(self.method, config.train.ema) if config.train.ema else None
         self.state = State()
         self.steps = total_steps(config, streams)
@@ -215,8 +216,7 @@ class Trainer:
 
     def _optimise(self, result: StepResult, batch: SemiBatch, lr: float) -> StepResult:
         self._require_finite(result.loss, "loss", batch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(result.loss)
         norm = self.accelerator.clip_grad_norm_(self.method.parameters(), self.config.optim.clip_norm or math.inf)
@@ -309,11 +309,3 @@ def spans(stages: Sequence[Stage], steps: int) -> list[Span]:
         found.append(Span(stage, first, end))
         first = end
     return found
-
-
-def _optimizer(config: RunConfig, method: Method) -> torch.optim.Optimizer:
-    optim = config.optim
-    parameters = [p for p in method.parameters() if p.requires_grad]
-    if optim.name == "sgd":
-        return torch.optim.SGD(parameters, lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    return torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)

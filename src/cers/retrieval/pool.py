@@ -38,8 +38,9 @@ class PoolShape:
 class KnowledgePool(nn.Module):
     """Embeddings of N labelled cases, in order of id.
 
-    `image` (N,C) and `cot` (N,E) and `report` (N,R) are of unit length; `tokens` (N,T,C), T = grid², are half-precision
-    features of the reference itself; `filled`, `cot_known` and `report_known` (N,) say which rows hold something.
+    `image` (N,C), `cot` (N,E) and `report` (N,R) are of unit length; `tokens` (N,T,C), T = grid², are features of the
+    reference itself. All but `image`, which moves in small steps (Eq. 5), are kept in half precision. `filled`,
+    `cot_known` and `report_known` (N,) say which rows hold something.
     All are buffers, so a pool travels in its method's state_dict; none ever carries a gradient.
     """
 
@@ -62,8 +63,8 @@ class KnowledgePool(nn.Module):
         n = len(self.entries)
         self.register_buffer("image", torch.zeros(n, shape.channels))
         self.register_buffer("tokens", torch.zeros(n, shape.grid**2, shape.channels, dtype=torch.float16))
-        self.register_buffer("cot", torch.zeros(n, shape.cot))
-        self.register_buffer("report", torch.zeros(n, shape.report))
+        self.register_buffer("cot", torch.zeros(n, shape.cot, dtype=torch.float16))
+        self.register_buffer("report", torch.zeros(n, shape.report, dtype=torch.float16))
         for name in ("filled", "cot_known", "report_known"):
             self.register_buffer(name, torch.zeros(n, dtype=torch.bool))
         self.register_buffer("group_code", torch.tensor([self._group(e.group) for e in self.entries]), persistent=False)
@@ -103,10 +104,10 @@ class KnowledgePool(nn.Module):
         self.tokens[rows] = tokens.half()
         self.filled[rows] = True
         if cot is not None and cot_known is not None:
-            self.cot[rows] = F.normalize(cot.float(), dim=-1)
+            self.cot[rows] = F.normalize(cot.float(), dim=-1).half()
             self.cot_known[rows] = cot_known
         if report is not None and report_known is not None:
-            self.report[rows] = F.normalize(report.float(), dim=-1)
+            self.report[rows] = F.normalize(report.float(), dim=-1).half()
             self.report_known[rows] = report_known
 
     @torch.no_grad()
