@@ -1,9 +1,12 @@
 """`cers annotate audit | review | verdicts | export | import`: judge what was written, and take it elsewhere."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from cers.evaluate.render import interval, number
 
 if TYPE_CHECKING:
     from cers.auditing import Audit
@@ -49,6 +52,82 @@ def audit(
         write_audit_page(found, cases, html, f"Audit of {', '.join(path.name for path in paths)}")
         note(f"wrote {html}")
     raise typer.Exit(1 if found.malformed else 0)
+
+
+@app.command()
+def review(
+    paths: Annotated[list[Path], typer.Argument(help="CSVs with the columns image,cot[,role], or annotation stores.")],
+    data: Annotated[Path, typer.Option(help="Dataset of the images.")],
+    split: Annotated[
+        Path | None, typer.Option(help="Split file: the lesions of its labelled cases, and no others, are outlined.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("review.html"),
+    n: Annotated[int, typer.Option("--n", "-n", help="How many texts, each of another image.")] = 100,
+    seed: Annotated[int, typer.Option(help="Which are drawn: the same for the same seed.")] = 0,
+    layout: Annotated[str, typer.Option(help="Layout of the dataset.")] = "auto",
+    negatives: Annotated[bool, typer.Option("--negatives", help="Add the dataset's lesion-free images.")] = False,
+    role: Annotated[
+        str | None, typer.Option(help="Only labelled (mask-informed) or unlabelled (mask-free) ones.")
+    ] = None,
+    mask_threshold: Annotated[int | None, typer.Option(help="Grey value from which on a pixel is lesion.")] = None,
+) -> None:
+    """Write a page on which an expert judges a random sample of rationales, aspect by aspect."""
+    from cers.cli.console import note, say
+    from cers.config import MaskReading
+    from cers.cot.texts import read_texts, role_named
+    from cers.data.layouts import load_cases
+    from cers.data.splits import load_split
+    from cers.reviewing import write_review
+
+    wanted = role_named(role)
+    summary = write_review(
+        [text for text in read_texts(paths) if wanted in (None, text.role)],
+        load_cases(data, layout, negatives=negatives),
+        out,
+        labelled_ids=set(load_split(split).labelled) if split else (),
+        mask_reading=MaskReading(threshold=mask_threshold),
+        n=n,
+        seed=seed,
+    )
+    for problem in summary.problems:
+        note(problem)
+    if summary.reviewed < n:
+        note(f"only {summary.reviewed} images have a well-formed rationale")
+    say(f"{out}: {summary.reviewed} rationales, {summary.outlined} with their lesion outlined; open it in a browser")
+    say("then: cers annotate verdicts FILE… with what the reviewers saved")
+
+
+@app.command()
+def verdicts(
+    paths: Annotated[list[Path], typer.Argument(help="Files saved from a review page, one for each reviewer.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Say how accurate reviewers found rationales and, for two or more of them, how far they agree."""
+    from cers.cli.console import say_json, say_table
+    from cers.reviewing import review_results
+
+    results = review_results(paths)
+    if as_json:
+        say_json(results)
+        return
+    judged = ("aspect", "right", "wrong", "unsure", "accuracy", "95 % interval")
+    for name, found in results["reviewers"].items():
+        title = f"{name} ({results['of']} texts; accuracy leaves out the unsure)"
+        say_table(judged, [(aspect, *_accuracy(part)) for aspect, part in found.items()], title=title)
+    compared = ("aspect", "N", "same verdict", "kappa", "95 % interval")
+    for pair, found in results["agreement"].items():
+        say_table(compared, [(aspect, *_agreement(part)) for aspect, part in found.items()], title=pair)
+
+
+def _accuracy(part: Mapping[str, Any]) -> tuple[int, int, int, str, str]:
+    share = part["accuracy"]
+    shown = number(share["mean"]), interval(share["low"], share["high"])
+    return part["right"], part["wrong"], part["unsure"], *shown
+
+
+def _agreement(part: Mapping[str, Any]) -> tuple[int, str, str, str]:
+    kappa = part["kappa"]
+    return part["n"], number(part["same"]), number(kappa["mean"]), interval(kappa["low"], kappa["high"])
 
 
 def _show(found: "Audit") -> None:

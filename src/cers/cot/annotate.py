@@ -80,12 +80,16 @@ def annotate_offline(
 
 def _describe(case: Case, role: str, reading: MaskReading, use_report: bool, modality: str | None) -> str:
     image = read_image(case.image)
-    mask = _mask(case, image.shape[:2], reading) if role == "labelled" else None
+    mask = mask_of(case, image.shape[:2], reading) if role == "labelled" else None
     return render(describe(image, mask=mask, report=case.report, modality=modality, use_report=use_report))
 
 
-def _mask(case: Case, shape: tuple[int, ...], reading: MaskReading) -> NDArray[np.bool_]:
-    """The mask at the image's resolution; empty for a case known to show no lesion."""
+def mask_of(case: Case, shape: tuple[int, ...], reading: MaskReading) -> NDArray[np.bool_]:
+    """The mask (H,W) of a labelled case at its image's `shape`; empty for a case known to show no lesion.
+
+    Raises:
+        CersError: no mask, one that cannot be read, or one of other proportions.
+    """
     if case.mask is None:
         if case.negative:
             return np.zeros(shape, bool)
