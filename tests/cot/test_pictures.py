@@ -63,7 +63,7 @@ def test_masks_of_other_cases_are_never_opened(cases: list[Case], tmp_path: Path
     assert {k: sorted(v) for k, v in before.items()} == {k: sorted(v) for k, v in after.items()}
     asked = job(cases, "http://localhost:1/v1", 2)
     with pytest.raises(CersError, match="not labelled"):
-        asked.request(replace(asked.wanted()[-1], image=cases[4].id))
+        asked.request(asked.wanted()[-1]._replace(image=cases[4].id))
 
 
 @pytest.mark.parametrize("image_format", ["png", "jpeg"])

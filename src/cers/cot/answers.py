@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,7 @@ class Answer(BaseModel):
     summary: str = Field(description="one sentence")
 
 
+@cache
 def json_schema() -> dict[str, Any]:
     """The value of `response_format` that asks for an `Answer`."""
     schema = Answer.model_json_schema()

@@ -11,12 +11,11 @@ import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import IO, Any
 
 import openai
 from openai.types import Batch
-from openai.types.chat import ChatCompletion
 
 from cers.cot.answers import Reading, read_reply
 from cers.cot.client import BusyError, Client, reply_of
@@ -247,7 +246,7 @@ class _Batches:
             refused = error.get("code") in ("content_policy_violation", "content_filter")
             return Outcome("refused" if refused else "failed", reason=reason.strip())
         try:
-            reply = reply_of(ChatCompletion.construct(**body), 0.0)
+            reply = reply_of(body, 0.0)
         except BusyError as error:
             return Outcome("failed", reason=str(error))
         reading: Reading = read_reply(reply)
@@ -265,4 +264,4 @@ class _Batches:
 
 
 def _custom_id(key: Key) -> str:
-    return hashlib.sha256("\n".join(astuple(key)).encode("utf-8")).hexdigest()[:40]
+    return hashlib.sha256("\n".join(key).encode("utf-8")).hexdigest()[:40]

@@ -4,6 +4,7 @@ Servers differ in what they take: whether they hold an answer to a JSON schema, 
 client begins with what is best and steps back when a server says no.
 """
 
+import json
 import os
 import re
 import time
@@ -21,7 +22,6 @@ from cers.errors import CersError
 try:
     import openai
     from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-    from openai.types.chat import ChatCompletion
 except ModuleNotFoundError:
     raise CersError("asking a language model needs the package openai: pip install 'cers[llm]'") from None
 
@@ -117,12 +117,13 @@ class Client:
         sent = self.body(messages)
         begun = time.monotonic()
         try:
+            # What is in extra_body goes out as it is; anything else the SDK would walk through, megabytes of image too.
             raw = await self.api.chat.completions.with_raw_response.create(
-                model=sent.pop("model"), messages=sent.pop("messages"), extra_body=sent
+                model=self.config.model, messages=(), extra_body=sent
             )
-            completion = raw.parse()
+            completion = json.loads(raw.text)
         except openai.APIStatusError as error:
-            raise self._refusal_of(error, {**sent, "messages": messages}) from None
+            raise self._refusal_of(error, sent) from None
         except openai.APITimeoutError:
             raise BusyError(f"no answer within {self.config.timeout:g} s", lost=True) from None
         except openai.APIConnectionError as error:
@@ -177,23 +178,25 @@ class Client:
         return False
 
 
-def reply_of(completion: ChatCompletion, seconds: float) -> Reply:
-    """The first choice of a completion.
+def reply_of(completion: Any, seconds: float) -> Reply:
+    """The first choice of a chat completion, as decoded from JSON.
 
     Raises:
         BusyError: it has none, as some gateways answer under load.
     """
-    if not getattr(completion, "choices", None):
-        raise BusyError("an answer without choices", lost=True)
-    choice, usage = completion.choices[0], completion.usage
-    return Reply(
-        text=choice.message.content or "",
-        refusal=choice.message.refusal,
-        finish=choice.finish_reason,
-        tokens_in=usage.prompt_tokens if usage else 0,
-        tokens_out=usage.completion_tokens if usage else 0,
-        seconds=seconds,
-    )
+    try:
+        choice, usage = completion["choices"][0], completion.get("usage") or {}
+        message = choice["message"]
+        return Reply(
+            text=message.get("content") or "",
+            refusal=message.get("refusal"),
+            finish=choice.get("finish_reason"),
+            tokens_in=int(usage.get("prompt_tokens") or 0),
+            tokens_out=int(usage.get("completion_tokens") or 0),
+            seconds=seconds,
+        )
+    except (LookupError, TypeError, AttributeError, ValueError):
+        raise BusyError("an answer that is no chat completion", lost=True) from None
 
 
 def _retry_after(headers: Any) -> float | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from cers.cot.rationale import ASPECTS, MalformedRationale, Rationale, parse_rationale
 from cers.errors import CersError
@@ -54,8 +54,7 @@ _FIELDS = (
 _KEY = "image = ? AND role = ? AND prompt = ? AND model = ?"
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """What a row is about: image id, role, prompt version and model."""
 
     image: str
@@ -158,7 +157,7 @@ class AnnotationStore:
         `again`. What was paid for it stays in its sums.
         """
         now = time.time()
-        wanted = [(*astuple(t.key), t.image_hash, t.mask_hash, t.report_hash) for t in tasks]
+        wanted = [(*t.key, t.image_hash, t.mask_hash, t.report_hash) for t in tasks]
         states = ", ".join("?" * len(again))
         with self._transaction():
             self._db.execute("DELETE FROM wanted")
@@ -197,7 +196,7 @@ class AnnotationStore:
             )
             self._db.executemany(
                 f"UPDATE annotation SET owner = ?, lease = ? WHERE {_KEY}",
-                [(self.owner, now + self.lease_seconds, *astuple(row.key)) for row in rows],
+                [(self.owner, now + self.lease_seconds, *row.key) for row in rows],
             )
         return rows
 
@@ -214,7 +213,7 @@ class AnnotationStore:
         else:
             self._db.executemany(
                 f"UPDATE annotation SET owner = NULL, lease = NULL WHERE {_KEY} AND owner = ?",
-                [(*astuple(key), self.owner) for key in keys],
+                [(*key, self.owner) for key in keys],
             )
 
     def begin(self, key: Key, dollars: float = 0.0, max_cost: float | None = None) -> bool:
@@ -222,18 +221,20 @@ class AnnotationStore:
 
         So a call whose answer is lost in a crash was counted, and its price stays at risk until `settle`.
         """
+        count = f"UPDATE annotation SET attempts = attempts + 1, at_risk = at_risk + ? WHERE {_KEY}"
+        if max_cost is None:
+            self._db.execute(count, (dollars, *key))
+            return True
         with self._transaction():
-            if max_cost is not None and sum(self.spent()) + dollars > max_cost:
+            if sum(self.spent()) + dollars > max_cost:
                 return False
-            self._db.execute(
-                f"UPDATE annotation SET attempts = attempts + 1, at_risk = at_risk + ? WHERE {_KEY}",
-                (dollars, *astuple(key)),
-            )
+            self._db.execute(count, (dollars, *key))
         return True
 
     def settle(self, key: Key, dollars: float) -> None:
         """The server has answered a call begun with `dollars`: what it really cost is known, or is nothing."""
-        self._db.execute(f"UPDATE annotation SET at_risk = at_risk - ? WHERE {_KEY}", (dollars, *astuple(key)))
+        if dollars:
+            self._db.execute(f"UPDATE annotation SET at_risk = at_risk - ? WHERE {_KEY}", (dollars, *key))
 
     def spent(self) -> tuple[float, float]:
         """Dollars paid according to the servers' token counts, and dollars at most paid for answers not received."""
@@ -251,13 +252,13 @@ class AnnotationStore:
             self._db.execute(
                 "UPDATE annotation SET tokens_in = tokens_in + ?, tokens_out = tokens_out + ?, cost = cost + ?,"
                 f" seconds = seconds + ? WHERE {_KEY} AND (? IS NULL OR batch = ?)",
-                (*spent, *astuple(key), batch, batch),
+                (*spent, *key, batch, batch),
             )
             self._db.execute(
                 "UPDATE annotation SET state = ?, raw = ?, texture = ?, boundary = ?, context = ?, summary = ?,"
                 " reason = ?, updated = ?, owner = NULL, lease = NULL, batch = NULL"
                 f" WHERE {_KEY} AND state = 'pending' AND (owner = ? OR batch = ?)",
-                (outcome.state, outcome.raw, *aspects, outcome.reason, time.time(), *astuple(key), self.owner, batch),
+                (outcome.state, outcome.raw, *aspects, outcome.reason, time.time(), *key, self.owner, batch),
             )
 
     def enter_batch(self, keys: Iterable[Key], batch: str) -> None:
@@ -265,7 +266,7 @@ class AnnotationStore:
         with self._transaction():
             self._db.executemany(
                 f"UPDATE annotation SET batch = ? WHERE {_KEY} AND owner = ?",
-                [(batch, *astuple(key), self.owner) for key in keys],
+                [(batch, *key, self.owner) for key in keys],
             )
 
     def submitted(self, batch: str, provider_id: str | None) -> None:

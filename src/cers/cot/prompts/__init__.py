@@ -8,9 +8,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from cers.cot.settings import AnnotateConfig
@@ -56,9 +57,14 @@ class Prompt:
             "redacted": config.redact,
         }
         try:
-            return _ENVIRONMENT.from_string(self.template).render(values).strip()
+            return _compiled(self.template).render(values).strip()
         except TemplateError as error:
             raise CersError(f"prompt {self.role}.md: {error}; it may use {', '.join(VARIABLES)}") from None
+
+
+@cache
+def _compiled(template: str) -> Template:
+    return _ENVIRONMENT.from_string(template)
 
 
 def load_prompts(config: AnnotateConfig) -> dict[Role, Prompt]:
