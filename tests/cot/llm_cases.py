@@ -16,7 +16,7 @@ def write_cases(folder: Path, n: int, size: int = 48) -> list[Case]:
     rng = np.random.default_rng(0)
     cases = []
     for i in range(n):
-        image = rng.integers(40, 160, (size, size)).astype(np.uint8)
+        image = cv2.GaussianBlur(rng.integers(0, 255, (size, size)).astype(np.uint8), (0, 0), 1.5)
         mask = np.zeros((size, size), np.uint8)
         cv2.circle(mask, (10 + i % (size - 20), size // 2), 6, 255, cv2.FILLED)
         paths = folder / f"case{i:04}.png", folder / f"case{i:04}_mask.png"
