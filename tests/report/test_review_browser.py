@@ -157,6 +157,10 @@ def test_nothing_overflows_nothing_is_fetched(browser: Browser, file: Path, widt
     browser.open(file, width)
     assert browser.value("document.documentElement.scrollWidth") <= width
     assert [url for url in browser.requested() if not url.startswith(("file:", "data:"))] == []
+    gap = "document.querySelector('.current').getBoundingClientRect().top - document.querySelector('.top')"
+    assert browser.value(f"{gap}.getBoundingClientRect().bottom") >= 0
+    inside = "document.getElementById('save').getBoundingClientRect().bottom"
+    assert browser.value(f"{inside} <= document.querySelector('.top').getBoundingClientRect().bottom")
     assert "</script><b>bold</b>." in browser.value("document.querySelector('.current fieldset p').textContent")
     assert browser.complaints() == []
 

@@ -10,6 +10,7 @@ from cers.evaluate.render import interval, number
 
 if TYPE_CHECKING:
     from cers.auditing import Audit
+    from cers.cot.exchange import Exchange
 
 app = typer.Typer()
 
@@ -117,6 +118,47 @@ def verdicts(
     compared = ("aspect", "N", "same verdict", "kappa", "95 % interval")
     for pair, found in results["agreement"].items():
         say_table(compared, [(aspect, *_agreement(part)) for aspect, part in found.items()], title=pair)
+
+
+@app.command()
+def export(
+    store: Annotated[Path, typer.Argument(help="Annotation store.")],
+    out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("rationales.csv"),
+    model: Annotated[str | None, typer.Option(help="Only what this model wrote.")] = None,
+) -> None:
+    """Write the good rationales of a store into a CSV that training reads: data.rationales=FILE."""
+    from cers.cli.console import say
+    from cers.cot.exchange import export_texts
+
+    _tell(export_texts(store, out, model), "written")
+    say(f"train on them with data.rationales={out}")
+
+
+@app.command("import")
+def import_(
+    paths: Annotated[list[Path], typer.Argument(help="CSVs with the columns image,cot[,role], e.g. the authors'.")],
+    store: Annotated[Path, typer.Option(help="Annotation store to make or complete.")],
+    model: Annotated[str, typer.Option(help="Who wrote them, e.g. gpt-5.")],
+    role: Annotated[
+        str | None, typer.Option(help="labelled or unlabelled: of rows that do not say; else the file's name tells.")
+    ] = None,
+) -> None:
+    """Take written rationales over into a store. Exit status 1: some were malformed or doubled, and left out."""
+    from cers.cot.exchange import import_texts
+    from cers.cot.texts import role_named
+
+    taken = import_texts(paths, store, model=model, role=role_named(role))
+    _tell(taken, "taken over")
+    raise typer.Exit(1 if taken.problems else 0)
+
+
+def _tell(done: "Exchange", what: str) -> None:
+    from cers.cli.console import say, say_table
+
+    rows = [("mask-informed (labelled)", done.labelled), ("mask-free (unlabelled)", done.unlabelled)]
+    say_table((what, "rationales"), [*rows, ("left out", len(done.problems))])
+    for problem in done.problems:
+        say(problem)
 
 
 def _accuracy(part: Mapping[str, Any]) -> tuple[int, int, int, str, str]:
