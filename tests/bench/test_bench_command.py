@@ -73,7 +73,7 @@ def test_memory_per_case_counts_every_table():
     from cers.bench.search import bench_memory
 
     memory = bench_memory(Workload(encoder="tf_efficientnet_lite0", size=64, pool=10, language={"hidden_size": 32}))
-    image, tokens, cot, report = 320 * 4, 4 * 320 * 2, 512 * 4, 32 * 4
+    image, tokens, cot, report = 320 * 4, 4 * 320 * 2, 512 * 2, 32 * 2
     assert memory["total"] >= image + tokens + cot + report
     assert memory["bytes"]["tokens"] == tokens
 

@@ -29,7 +29,7 @@ def bench_decoders(workload: Workload, repeats: int, done: Advance) -> dict[str,
     assert isinstance(retrieval, MCAMDecoder)
     forms: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
         "base": (lambda f: plain_decoders.unet(base, f, size), lambda f: base(f, size)),
-        "mcam": (lambda f: plain_decoders.mcam(retrieval, f, f[3], size), lambda f: retrieval(f, None, size)),
+        "mcam": (lambda f: plain_decoders.mcam(retrieval, f, f[-1], size), lambda f: retrieval(f, None, size)),
     }
     rows = []
     for name, (plain, ours) in forms.items():

@@ -16,21 +16,21 @@ Size = tuple[int, int]
 
 
 def unet(decoder: ResidualUNetDecoder, features: Sequence[Tensor], size: Size) -> Tensor:
-    """Four maps, finest first, to logits (B,1,*size)."""
-    x = features[3]
-    for block, skip in zip(decoder.blocks, (None, features[2], features[1], features[0]), strict=True):
+    """The maps, finest first, to logits (B,1,*size)."""
+    *finest, f1, f2, f3, x = features
+    for block, skip in zip(decoder.blocks, (None, f3, f2, f1), strict=True):
         assert isinstance(block, ResidualUpBlock)
         x = _up_block(block, x, skip)
-    return _head(decoder.head, x, size)
+    return _head(decoder.head, torch.cat([x, *finest], 1), size)
 
 
 def mcam(decoder: MCAMDecoder, features: Sequence[Tensor], reference: Tensor, size: Size) -> Tensor:
-    """Four maps, finest first, and the fused references to logits (B,1,*size)."""
-    x = features[3]
-    for block, skip in zip(decoder.blocks, (None, features[2], features[1], features[0]), strict=True):
+    """The maps, finest first, and the fused references to logits (B,1,*size)."""
+    *finest, f1, f2, f3, x = features
+    for block, skip in zip(decoder.blocks, (None, f3, f2, f1), strict=True):
         assert isinstance(block, MCAMBlock)
         x, reference = _mcam_block(block, x, reference, skip)
-    return _head(decoder.head, torch.cat([x, reference], 1), size)
+    return _head(decoder.head, torch.cat([x, reference, *finest], 1), size)
 
 
 def _enlarge(x: Tensor, size: Size | None = None) -> Tensor:

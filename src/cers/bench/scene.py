@@ -69,6 +69,9 @@ def make_method(workload: Workload) -> CERS:
         method = CERS(setup, CERSSettings())
     except ValueError as error:
         raise CersError(f"--encoder: {error}") from None
+    for name, parameter in method.named_parameters():
+        if name == "fusion.attention.out_proj.weight":  # it starts at zero, and nobody could tell what was retrieved
+            nn.init.xavier_uniform_(parameter)
     shape = method.pool.shape
     features = torch.randn(len(names), shape.channels, shape.grid, shape.grid)
     method.pool.fill(

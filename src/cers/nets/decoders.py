@@ -53,24 +53,25 @@ class Head(nn.Module):
 
 
 class ResidualUNetDecoder(nn.Module):
-    """D_S (methods' shared decoder): four residual blocks of widths C/2 … C/16 for C = `channels[3]`, then a head.
+    """D_S (methods' shared decoder): four residual blocks of widths C/2 … C/16 for C = `channels[-1]`, then a head.
 
+    The head reads the map at stride 2 of an encoder that has one: without it small encoders lose thin borders.
     6,661,801 parameters on ConvNeXt-T's channels (96, 192, 384, 768).
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        c1, c2, c3, c4 = channels
+        *finest, c1, c2, c3, c4 = channels
         widths = [c4 // 2, c4 // 4, c4 // 8, c4 // 16]
         inputs = [c4, widths[0] + c3, widths[1] + c2, widths[2] + c1]
         self.blocks = nn.ModuleList(ResidualUpBlock(i, o) for i, o in zip(inputs, widths, strict=True))
-        self.head = Head(widths[-1], widths[-1] // 2)
+        self.head = Head(widths[-1] + sum(finest), widths[-1] // 2)
 
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]], size: Size) -> Float[Tensor, "B 1 _ _"]:
-        """The encoder's four maps, finest first, to logits (B,1,*size)."""
-        f1, f2, f3, x = features
+        """The encoder's maps, finest first, to logits (B,1,*size)."""
+        *finest, f1, f2, f3, x = features
         *sizes, image = ladder(features, size)
         for block, skip, target in zip(self.blocks, (None, f3, f2, f1), sizes, strict=True):
             x = block(x, skip, target)
-        logits: Tensor = self.head(x, image)
+        logits: Tensor = self.head(torch.cat([x, *finest], dim=1), image)
         return logits

@@ -1,4 +1,4 @@
-"""Encoder E: four feature maps of any hierarchical timm model."""
+"""Encoder E: the feature maps of any hierarchical timm model."""
 
 from difflib import get_close_matches
 
@@ -8,10 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 STRIDES = (4, 8, 16, 32)
+FINEST = 2
 
 
 class PyramidEncoder(nn.Module):
     """Feature maps of a timm model at strides 4, 8, 16 and 32, finest first, without weights.
+
+    A model that has a map at stride 2 as well (EfficientNets and ResNets do, ConvNeXt and Swin do not) gives it before
+    the four; the decoders' heads read it.
 
     Images whose sides are no multiples of 32 are enlarged to the next ones, so that each map is twice the next; the
     decoders bring logits back to the image.
@@ -38,13 +42,13 @@ class PyramidEncoder(nn.Module):
         strides = list(self.body.feature_info.reduction())
         if not set(STRIDES) <= set(strides):
             raise ValueError(f"encoder '{name}' has maps at strides {strides}, not at {STRIDES}; try convnext_tiny")
-        self._picked = [strides.index(stride) for stride in STRIDES]
+        self._picked = [strides.index(stride) for stride in (FINEST, *STRIDES) if stride in strides]
         widths = self.body.feature_info.channels()
-        self.channels: tuple[int, int, int, int] = tuple(widths[i] for i in self._picked)
+        self.channels: tuple[int, ...] = tuple(widths[i] for i in self._picked)
         self._channels_last = getattr(self.body, "output_fmt", None) == "NHWC"
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """Maps (B,C_i,H_i,W_i), i = 1..4, with C_i = `channels[i-1]` and H_i, W_i = H, W over 4 … 32."""
+        """Maps (B,C_i,H_i,W_i) with C_i of `channels` and H_i, W_i = H, W over 4 … 32, or over 2 … 32."""
         height, width = (-(-side // 32) * 32 for side in images.shape[-2:])
         if (height, width) != images.shape[-2:]:
             images = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)

@@ -12,7 +12,7 @@ Size = tuple[int, int]
 
 def ladder(features: Sequence[Float[Tensor, "B _ _ _"]], size: Size) -> list[Size]:
     """The sizes a decoder climbs through: those of f3, f2 and f1, twice that, and `size`, the image's own."""
-    f1, f2, f3, _ = ((f.shape[2], f.shape[3]) for f in features)
+    f1, f2, f3, _ = ((f.shape[2], f.shape[3]) for f in features[-4:])
     return [f3, f2, f1, (2 * f1[0], 2 * f1[1]), size]
 
 

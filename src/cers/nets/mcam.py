@@ -128,31 +128,32 @@ class MCAMBlock(nn.Module):
 
 
 class MCAMDecoder(nn.Module):
-    """D_R, Eq. 4: four MCAM blocks of widths C/2 … C/16 for C = `channels[3]`, both paths joined, then a head.
+    """D_R, Eq. 4: four MCAM blocks of widths C/2 … C/16 for C = `channels[-1]`, both paths joined, then a head.
 
+    As in D_S the head reads the map at stride 2 of an encoder that has one.
     6,741,301 parameters on ConvNeXt-T's channels (96, 192, 384, 768).
     """
 
     def __init__(self, channels: Sequence[int], coordinate_gate: bool = True, multi_scale: bool = True) -> None:
         super().__init__()
-        c1, c2, c3, c4 = channels
+        *finest, c1, c2, c3, c4 = channels
         widths = [c4 // 2, c4 // 4, c4 // 8, c4 // 16]
         self.blocks = nn.ModuleList(
             MCAMBlock(inputs, skip, outputs, coordinate_gate, multi_scale)
             for inputs, skip, outputs in zip([c4, *widths[:3]], (0, c3, c2, c1), widths, strict=True)
         )
-        self.head = Head(2 * widths[-1], widths[-1] // 2)
+        self.head = Head(2 * widths[-1] + sum(finest), widths[-1] // 2)
 
     def forward(
         self, features: Sequence[Float[Tensor, "B _ _ _"]], reference: Float[Tensor, "B _ _ _"] | None, size: Size
     ) -> Float[Tensor, "B 1 _ _"]:
-        """Four maps, finest first, and the fused references in the shape of f4 (None: f4 itself), to (B,1,*size)."""
-        f1, f2, f3, x = features
+        """The maps, finest first, and the fused references in the shape of f4 (None: f4 itself), to (B,1,*size)."""
+        *finest, f1, f2, f3, x = features
         reference = x if reference is None else reference
         *sizes, image = ladder(features, size)
         for block, skip, target in zip(self.blocks, (None, f3, f2, f1), sizes, strict=True):
             x, reference = block(x, reference, skip, target)
-        logits: Tensor = self.head(torch.cat([x, reference], dim=1), image)
+        logits: Tensor = self.head(torch.cat([x, reference, *finest], dim=1), image)
         return logits
 
 
@@ -166,9 +167,9 @@ class FusedBottleneck(nn.Module):
     def forward(
         self, features: Sequence[Float[Tensor, "B _ _ _"]], reference: Float[Tensor, "B _ _ _"] | None, size: Size
     ) -> Float[Tensor, "B 1 _ _"]:
-        """Four maps, finest first, and the fused references in the shape of f4 (None: f4 itself), to (B,1,*size)."""
-        bottleneck = features[3] if reference is None else reference
-        logits: Tensor = self.decoder([*features[:3], bottleneck], size)
+        """The maps, finest first, and the fused references in the shape of f4 (None: f4 itself), to (B,1,*size)."""
+        bottleneck = features[-1] if reference is None else reference
+        logits: Tensor = self.decoder([*features[:-1], bottleneck], size)
         return logits
 
 

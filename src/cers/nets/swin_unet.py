@@ -127,14 +127,14 @@ class SwinLevel(nn.Module):
 
 
 class SwinUNetDecoder(nn.Module):
-    """Swin-Unet's decoder on the four maps of any encoder; a LayerNorm before the first expansion tames its f4.
+    """Swin-Unet's decoder on the four coarsest maps of any encoder; a LayerNorm before the first expansion tames f4.
 
     Windows of 7, or the largest smaller one that tiles a level (224 px: 7 everywhere; 128 and 256 px: 4).
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        *skips, c4 = channels
+        *skips, c4 = channels[-4:]
         widths = [c4 // 2, c4 // 4, c4 // 8]
         rates = [DROP_PATH * i / (4 * BLOCKS - 1) for i in range(3 * BLOCKS)]
         self.norm = nn.LayerNorm(c4)
@@ -150,13 +150,13 @@ class SwinUNetDecoder(nn.Module):
         self.logit = nn.Linear(last, 1, bias=False)
 
     def forward(self, features: Sequence[Float[Tensor, "B _ _ _"]], size: Size) -> Float[Tensor, "B 1 _ _"]:
-        """Four maps, finest first, to logits (B,1,*size).
+        """The maps, finest first, to logits (B,1,*size).
 
         Raises:
             ValueError: a map is not twice the next, so that windows and skips do not fit.
         """
-        *skips, f4 = features
-        found = [tuple(f.shape[2:]) for f in features]
+        *skips, f4 = features[-4:]
+        found = [tuple(f.shape[2:]) for f in features[-4:]]
         if found != [(f * f4.shape[2], f * f4.shape[3]) for f in (8, 4, 2, 1)]:
             raise ValueError(f"the swin-unet decoder needs maps that halve from one to the next, got {found}")
         x = self.norm(f4.movedim(1, -1))

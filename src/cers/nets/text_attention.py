@@ -70,11 +70,11 @@ def _composed(first: nn.Linear, weight: Tensor, bias: Tensor) -> tuple[Tensor, T
 
 
 class ReportAttention(nn.Module):
-    """`TextCrossAttention` at each scale of the pyramid: 3,370,212 parameters on ConvNeXt-T with 768-wide tokens."""
+    """`TextCrossAttention` at strides 4 to 32: 3,370,212 parameters on ConvNeXt-T with 768-wide tokens."""
 
     def __init__(self, channels: Sequence[int], text_width: int, width: int = 256, heads: int = 8) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(TextCrossAttention(c, text_width, width, heads) for c in channels)
+        self.scales = nn.ModuleList(TextCrossAttention(c, text_width, width, heads) for c in channels[-4:])
 
     def forward(
         self,
@@ -83,4 +83,5 @@ class ReportAttention(nn.Module):
         padding: Bool[Tensor, "B L"] | None = None,
     ) -> list[Float[Tensor, "B _ _ _"]]:
         """The maps after reading the report, shapes unchanged."""
-        return [scale(f, tokens, padding) for scale, f in zip(self.scales, features, strict=True)]
+        finest, pyramid = features[:-4], features[-4:]
+        return [*finest, *(scale(f, tokens, padding) for scale, f in zip(self.scales, pyramid, strict=True))]
