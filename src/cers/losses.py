@@ -19,6 +19,42 @@ def dice_ce(logits: Tensor, masks: Tensor) -> Tensor:
     return dice + F.binary_cross_entropy_with_logits(logits, masks)
 
 
+def two_class_dice(logits: Tensor, masks: Tensor) -> Tensor:
+    """Mean soft Dice loss of lesion and background, per image: the two-class Dice of a one-logit network."""
+    logits = logits.float()
+    lesion: Tensor = _soft_dice(logits, masks)
+    background: Tensor = _soft_dice(-logits, 1 - masks)
+    return (lesion + background) / 2
+
+
+def squared_dice(probability: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
+    """1 - (2 sum(py) + 1) / (sum(p^2) + sum(y^2) + 1) over the whole batch, or over the pixels of a 0/1 `region`."""
+    weight = torch.ones_like(target) if region is None else region.expand_as(target)
+    overlap = (weight * probability * target).sum()
+    size = (weight * (probability.square() + target.square())).sum()
+    return 1 - (2 * overlap + 1) / (size + 1)
+
+
+def region_dice_ce(logits: Tensor, target: Tensor, region: Tensor) -> Tensor:
+    """Squared Dice of both classes plus mean cross entropy, on the pixels of a 0/1 `region` alone; 0 if it is empty."""
+    logits = logits.float()
+    probability = logits.sigmoid()
+    dice = squared_dice(probability, target, region) + squared_dice(1 - probability, 1 - target, region)
+    return dice / 2 + region_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), region)
+
+
+def region_mean(values: Tensor, region: Tensor) -> Tensor:
+    """Mean of `values` over the pixels of a 0/1 `region`; 0 if it is empty."""
+    weight = region.to(values.dtype).expand_as(values)
+    mean: Tensor = (weight * values).sum() / weight.sum().clamp(min=1)
+    return mean
+
+
+def binary_entropy(probability: Tensor) -> Tensor:
+    """-p ln p - (1-p) ln(1-p), elementwise: at most ln 2."""
+    return -torch.special.xlogy(probability, probability) - torch.special.xlogy(1 - probability, 1 - probability)
+
+
 def contrastive_alignment(image: Tensor, cot: Tensor, log_scale: Tensor, known: Tensor | None = None) -> Tensor:
     """Symmetric cross entropy between image and CoT embeddings of the same cases (Eq. 2, after CLIP).
 

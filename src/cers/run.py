@@ -128,9 +128,9 @@ def load_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     texts = TextEncoders.load(folder / "text", config.text)
     path = folder / "checkpoints" / "best.safetensors"
     checkpoint = load_checkpoint(path)
-    groups = checkpoint.facts["entries"]
     config = config.model_copy(update={"model": config.model.model_copy(update={"weights": "none"})})
-    method, _ = _create_method(config, [(id_, group, label) for id_, group, label in groups], texts)
+    entries = [(id_, group, label) for id_, group, label in checkpoint.facts["entries"]]
+    method, _ = _create_method(config, entries, split.unlabelled, texts)
     restore_method(method, checkpoint, path)
     return Run(folder, config, split, texts, method.eval(), checkpoint.facts)
 
@@ -175,7 +175,7 @@ def _trainer(
     seen = training_cases(cases, split)
     by_id = {case.id: case for case in seen}
     entries = [(id_, by_id[id_].group, by_id[id_].label) for id_ in split.labelled]
-    method, weights = _create_method(config, entries, texts)
+    method, weights = _create_method(config, entries, split.unlabelled, texts)
     facts = {**_facts(config, seen, split, texts), "encoder_weights": weights, "entries": entries}
     maker = make_batches(config, seen, texts, split.labelled, on_decode)
     streams = Streams(split.labelled, split.unlabelled, split.val)
@@ -195,7 +195,10 @@ def _run(trainer: Trainer) -> Path:
 
 
 def _create_method(
-    config: RunConfig, entries: Sequence[tuple[str, str | None, str | None]], texts: TextEncoders
+    config: RunConfig,
+    entries: Sequence[tuple[str, str | None, str | None]],
+    unlabelled: Sequence[str],
+    texts: TextEncoders,
 ) -> tuple[Method, str]:
     origin = ""
 
@@ -212,6 +215,7 @@ def _create_method(
         cot_width=texts.cot.width if texts.cot else None,
         cot_upper=texts.cot_upper,
         seed=config.seed,
+        unlabelled=unlabelled,
     )
     return create_method(config.method.name, config.method.settings, setup), origin
 

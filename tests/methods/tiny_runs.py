@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cers.data.case import Batch, SemiBatch
 from cers.methods.base import Method, Progress, Setup
-from cers.methods.registry import create_method
+from cers.methods.registry import METHODS, create_method
 from cers.nets.encoder import PyramidEncoder
 
 REPORT, COT, WORDS = 6, 10, 3
@@ -27,11 +27,22 @@ def make_setup(
         report_width=REPORT if report else None,
         cot_width=COT if cot else None,
         seed=seed,
+        unlabelled=UNLABELLED,
     )
 
 
 def make(name: str, settings: dict[str, Any] | None = None, **setup: Any) -> Method:
-    return create_method(name, settings or {}, make_setup(**setup))
+    """A method with the tiny encoder; a network of its own is made narrow, if its settings have a width."""
+    narrow = {"width": 8} if "width" in METHODS[name].Settings.model_fields else {}
+    return create_method(name, narrow | (settings or {}), make_setup(**setup))
+
+
+def begin(method: Method, stage: str, batch: SemiBatch) -> None:
+    """Start a stage as the engine does, with clean views of the same cases."""
+    method.start_stage(stage, [replace(batch.labelled, strong=None)])
+    if batch.unlabelled is not None:
+        method.label_unlabelled(stage, [replace(batch.unlabelled, strong=None)])
+    method.train()
 
 
 def noise(what: str, *shape: int) -> Tensor:
@@ -105,8 +116,7 @@ def train(method: Method, batch: SemiBatch, steps: int, *, lr: float = 6e-3, sta
     for stage in method.stages():
         if stages and stage.name not in stages:
             continue
-        method.start_stage(stage.name, [replace(batch.labelled, strong=None)])
-        method.train()
+        begin(method, stage.name, batch)
         seen = batch if stage.unlabelled else SemiBatch(batch.labelled)
         count = max(1, round(stage.share * steps))
         for step in range(count):

@@ -27,10 +27,22 @@ def augment(
     `image` is (S,S) or (S,S,3), `mask` (S,S) of 0 and 1. `draw` counts how often the case was drawn before. Equal
     arguments give equal pixels, and the weak view does not depend on `strong_views` (methods.md 1.6).
     """
-    rng = np.random.default_rng([seed % 2**64, draw, zlib.crc32(case_id.encode("utf-8"))])
+    rng = _generator(seed, draw, case_id)
     moved, moved_mask = _warp(image, mask, _geometry(rng, image.shape[0], flips))
     weak = _look_up(moved, _tone(rng, 0.1))
     return weak, moved_mask, [_strong(moved, rng) for _ in range(strong_views)]
+
+
+def view_geometry(side: int, *, seed: int, draw: int, case_id: str, flips: bool) -> Table:
+    """Where `augment` with these arguments moves a point of an image: a map (2,3) of (x, y, 1), x and y in -1..1."""
+    matrix = _geometry(_generator(seed, draw, case_id), side, flips)
+    linear, centre = matrix[:, :2], np.full(2, (side - 1) / 2)
+    moved = linear @ centre + matrix[:, 2] - centre
+    return np.column_stack([linear, 2 * moved / side]).astype(np.float32)
+
+
+def _generator(seed: int, draw: int, case_id: str) -> np.random.Generator:
+    return np.random.default_rng([seed % 2**64, draw, zlib.crc32(case_id.encode("utf-8"))])
 
 
 def _geometry(rng: np.random.Generator, side: int, flips: bool) -> NDArray[np.float64]:

@@ -55,6 +55,7 @@ class Batch:
     mask-informed one; `cot_known` and `mask_cot_known` (B,) are False, and the rows zero, where there is none.
     `report` (B,R) is the pooled report embedding, with `report_known` (B,). Where upper layers of the rationale encoder
     train, `cot_tokens` and `mask_cot_tokens` (B,L,D) are the states that enter them, with padding (B,L) as above.
+    `geometry` (B,2,3) says where each point (x, y, 1) of a case, x and y in -1..1, lies in its views; None: as it was.
     """
 
     ids: tuple[str, ...]
@@ -73,6 +74,7 @@ class Batch:
     cot_padding: Tensor | None = None
     mask_cot_tokens: Tensor | None = None
     mask_cot_padding: Tensor | None = None
+    geometry: Tensor | None = None
     groups: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cers.data.augment import augment
+from cers.data.augment import augment, view_geometry
 from cers.data.cache import ImageCache
 from cers.data.case import Batch, Case, SemiBatch
 from cers.errors import CersError
@@ -59,19 +59,17 @@ class BatchMaker:
         With `keep_sides` a case whose texts name a side is not flipped: its words would be wrong.
         """
         masked = self._masked(ids, with_masks)
-        views = [
-            augment(
-                self.cache.image(i),
-                self.cache.mask(i) if masked else None,
-                seed=seed,
-                draw=draw,
-                case_id=i,
-                flips=flips and not (keep_sides and self.cases[i].names_side),
-                strong_views=strong_views,
+        views, geometry = [], []
+        for i, draw in zip(ids, draws, strict=True):
+            may_flip = flips and not (keep_sides and self.cases[i].names_side)
+            image, mask = self.cache.image(i), self.cache.mask(i) if masked else None
+            views.append(
+                augment(image, mask, seed=seed, draw=draw, case_id=i, flips=may_flip, strong_views=strong_views)
             )
-            for i, draw in zip(ids, draws, strict=True)
-        ]
-        return self._batch(ids, [v[0] for v in views], [v[1] for v in views] if masked else [], [v[2] for v in views])
+            geometry.append(view_geometry(image.shape[0], seed=seed, draw=draw, case_id=i, flips=may_flip))
+        images, masks, strong = zip(*views, strict=True)
+        batch = self._batch(ids, images, masks if masked else (), strong)
+        return replace(batch, geometry=torch.from_numpy(np.stack(geometry)))
 
     def _masked(self, ids: Sequence[str], with_masks: bool) -> bool:
         return with_masks and all(self.cases[i].annotated for i in ids)

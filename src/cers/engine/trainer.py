@@ -162,6 +162,8 @@ class Trainer:
         batches = evaluation_batches(self.maker, self.streams.labelled, EVALUATION_BATCH)
         with self.accelerator.autocast():
             self.method.start_stage(stage, (batch.to(self.accelerator.device) for batch in batches))
+            others = evaluation_batches(self.maker, self.streams.unlabelled, EVALUATION_BATCH, with_masks=False)
+            self.method.label_unlabelled(stage, (batch.to(self.accelerator.device) for batch in others))
 
     def _batches(self, span: Span) -> Iterator[SemiBatch]:
         train = self.config.train
@@ -209,10 +211,22 @@ class Trainer:
         results = self.method.steps(batch, progress)
         while True:
             with self.accelerator.autocast():
-                result = next(results, None)
+                result = self._next(results, batch)
             if result is None:
                 return
             yield result
+
+    def _next(self, results: Iterator[StepResult], batch: SemiBatch) -> StepResult | None:
+        try:
+            return next(results, None)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            side = max(batch.labelled.size)
+            raise CersError(
+                f"a batch of one image of {side} px leaves BatchNorm a single value a channel to learn from; raise "
+                "train.batch_labelled to 2 or data.image_size to 64"
+            ) from None
 
     def _optimise(self, result: StepResult, batch: SemiBatch, lr: float) -> StepResult:
         self._require_finite(result.loss, "loss", batch)

@@ -27,7 +27,8 @@ class Setup:
     `encoder` makes a fresh encoder with the run's starting weights. `report_width` and `cot_width` are the widths of
     the text embeddings, None where the run has no such text; `image_size` is
     the side of the input, `cot_upper` makes the upper layers of the rationale encoder where these are to train.
-    `labelled` are the (id, group, label) of the labelled cases, in the order of the split.
+    `labelled` are the (id, group, label) of the labelled cases, in the order of the split; `unlabelled` the ids of
+    the others, of which it may know nothing more.
     """
 
     encoder: Callable[[], PyramidEncoder]
@@ -37,6 +38,7 @@ class Setup:
     cot_width: int | None = None
     cot_upper: Callable[[], nn.Module] | None = None
     seed: int = 0
+    unlabelled: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,12 @@ class Prediction:
 class Method(nn.Module, ABC):
     """A learning rule that owns its networks, teachers and pool. Everything it must remember is in its state_dict.
 
-    A subclass is built as `Subclass(setup, settings)` and declares whether it `reads_text` and how many `strong_views`
-    of each unlabelled image it wants.
+    A subclass is built as `Subclass(setup, settings)` and declares whether it `reads_text`, how many `strong_views`
+    of each image it wants, how many results `steps` yields a batch, and its `networks` in words. A method with a pool
+    has an `encoder`, whose features fill it.
+
+    Chance inside a method comes from torch's global generators only: before every batch the loop seeds them by the
+    run's seed and the number of the step, so that each choice is a function of the two and a resumed run repeats it.
     """
 
     Settings: ClassVar[type[Settings]]
@@ -120,6 +126,8 @@ class Method(nn.Module, ABC):
     pool: KnowledgePool | None
     reads_text: bool = False
     strong_views: ClassVar[int] = 0
+    optimiser_steps: int = 1
+    networks: ClassVar[str] = "1"
 
     def __init__(self, setup: Setup, settings: Any) -> None:
         super().__init__()
@@ -131,6 +139,12 @@ class Method(nn.Module, ABC):
 
     def start_stage(self, stage: str, labelled: Iterable[Batch]) -> None:
         """Called once before the first step of `stage`, with clean views of the labelled cases."""
+
+    def label_unlabelled(self, stage: str, unlabelled: Iterable[Batch]) -> None:
+        """Called once after `start_stage` with clean views of the unlabelled cases, for a first guess at their masks.
+
+        They are made as they are asked for, so that a method which does not ask pays nothing.
+        """
 
     @abstractmethod
     def steps(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:

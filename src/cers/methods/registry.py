@@ -8,11 +8,31 @@ import torch
 from cers.config import validate_settings
 from cers.errors import CersError, nearest
 from cers.methods.base import Method, Settings, Setup
+from cers.methods.bcp import BCP
 from cers.methods.cers import CERS
+from cers.methods.cps import CPS
+from cers.methods.ducisc import DuCiSC
+from cers.methods.lefed import LeFeD
+from cers.methods.lvit import LViT
+from cers.methods.mean_teacher import MeanTeacher
 from cers.methods.supervised import Supervised
+from cers.methods.ua_mt import UAMT
+from cers.methods.ucmt import UCMT
+from cers.methods.unet_text import UNetText
+from cers.methods.unimatch_v2 import UniMatchV2
 
 METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
+    "unet-text": UNetText,
+    "mean-teacher": MeanTeacher,
+    "ua-mt": UAMT,
+    "cps": CPS,
+    "ucmt": UCMT,
+    "bcp": BCP,
+    "ducisc": DuCiSC,
+    "lefed": LeFeD,
+    "lvit": LViT,
+    "unimatch-v2": UniMatchV2,
     "cers": CERS,
 }
 

@@ -1,6 +1,9 @@
 """Encoder E: the feature maps of any hierarchical timm model."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from difflib import get_close_matches
+from functools import partial
 
 import timm
 import torch.nn.functional as F
@@ -47,11 +50,35 @@ class PyramidEncoder(nn.Module):
         self.channels: tuple[int, ...] = tuple(widths[i] for i in self._picked)
         self._channels_last = getattr(self.body, "output_fmt", None) == "NHWC"
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
-        """Maps (B,C_i,H_i,W_i) with C_i of `channels` and H_i, W_i = H, W over 4 … 32, or over 2 … 32."""
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], feedback: Sequence[Float[Tensor, "B _ _ _"]] | None = None
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """Maps (B,C_i,H_i,W_i) with C_i of `channels` and H_i, W_i = H, W over 4 … 32, or over 2 … 32.
+
+        `feedback`, of the maps' shapes, is added to each of them before the next stage reads it.
+        """
+        if feedback is not None:
+            with self._fed(feedback):
+                return self.forward(images)
         height, width = (-(-side // 32) * 32 for side in images.shape[-2:])
         if (height, width) != images.shape[-2:]:
             images = F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
         maps = self.body(images)
         picked = [maps[i] for i in self._picked]
         return [m.permute(0, 3, 1, 2) for m in picked] if self._channels_last else picked
+
+    @contextmanager
+    def _fed(self, feedback: Sequence[Tensor]) -> Iterator[None]:
+        """Within the block every stage whose map is picked adds its part of `feedback` to what it puts out."""
+        names = [self.body.feature_info.module_name(i) for i in self._picked]
+        stages = dict(self.body.named_modules())
+        with ExitStack() as hooks:
+            for name, part in zip(names, feedback, strict=True):
+                added = part.permute(0, 2, 3, 1) if self._channels_last else part
+                stage = stages[name if name in stages else name.replace(".", "_")]
+                hooks.enter_context(stage.register_forward_hook(partial(_add, added)))
+            yield
+
+
+def _add(part: Tensor, _stage: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    return output + part.to(output.dtype)
