@@ -1,8 +1,10 @@
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
 
-from cers.ema import WeightAverage, ema_update_
+from cers.ema import Teacher, WeightAverage, ema_update_
 
 
 def network() -> nn.Sequential:
@@ -87,3 +89,59 @@ def test_training_goes_on_with_the_live_weights_after_a_validation():
         train_a_little(net, 2)
     assert all(torch.equal(v, plain.state_dict()[k]) for k, v in lent.state_dict().items())
     assert not any(tensor.requires_grad for tensor in average.average.values())
+
+
+def teacher_of(net: nn.Module, decay: float = 0.5, mode: Literal["eval", "train"] = "eval") -> Teacher:
+    return Teacher(net, decay, mode)
+
+
+def test_a_teacher_copies_at_first_and_averages_exactly_from_then_on():
+    net = network()
+    teacher = teacher_of(net)
+    train_a_little(net)
+    teacher.update(net)
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in state(teacher.network).items())
+    before = state(net)
+    train_a_little(net)
+    teacher.update(net)
+    for name, value in state(teacher.network).items():
+        live = net.state_dict()[name]
+        expected = (before[name] + live) / 2 if value.is_floating_point() else live  # counters are copied
+        assert torch.allclose(value, expected, atol=1e-7), name
+    assert teacher.updates == 2
+
+
+def test_a_teacher_takes_no_gradient_and_stays_in_eval_mode():
+    net = network().train()
+    teacher = teacher_of(net).train()
+    before = state(teacher)
+    images = torch.randn(4, 2, 5, 5, requires_grad=True)
+    assert not teacher(images).requires_grad
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not any(m.training for m in teacher.modules())
+    assert all(torch.equal(v, before[k]) for k, v in state(teacher).items())
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_teacher_in_train_mode_keeps_statistics_of_its_own():
+    net = network()
+    teacher = teacher_of(net, mode="train").train()
+    teacher(torch.randn(4, 2, 5, 5) + 3)
+    seen = teacher.network[1].running_mean.clone()
+    assert seen.abs().sum() > 0
+    teacher.update(net)
+    assert torch.equal(teacher.network[1].running_mean, seen)
+    assert not teacher.eval().network[1].training
+
+
+def test_a_teacher_of_two_follows_their_mean_and_a_restarted_one_its_student():
+    torch.manual_seed(1)
+    first, second = network(), nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3))
+    teacher = teacher_of(first, 0.9)
+    teacher.update(first, second, 0.25)
+    expected = 0.25 * first[0].weight + 0.75 * second[0].weight
+    assert torch.allclose(teacher.network[0].weight, expected, atol=1e-7)
+    teacher.restart(second)
+    assert torch.equal(teacher.network[0].weight, second[0].weight)
+    teacher.update(first)
+    assert torch.allclose(teacher.network[0].weight, 0.9 * second[0].weight + 0.1 * first[0].weight, atol=1e-7)

@@ -52,7 +52,9 @@ def region_mean(values: Tensor, region: Tensor) -> Tensor:
 
 def binary_entropy(probability: Tensor) -> Tensor:
     """-p ln p - (1-p) ln(1-p), elementwise: at most ln 2."""
-    return -torch.special.xlogy(probability, probability) - torch.special.xlogy(1 - probability, 1 - probability)
+    other = 1 - probability
+    entropy: Tensor = -torch.special.xlogy(probability, probability) - torch.special.xlogy(other, other)
+    return entropy
 
 
 def contrastive_alignment(image: Tensor, cot: Tensor, log_scale: Tensor, known: Tensor | None = None) -> Tensor:

@@ -3,10 +3,12 @@ import time
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from cers.data.augment import augment
+from cers.data.augment import augment, view_geometry
 
 SIDE = 64
 
@@ -144,3 +146,18 @@ def test_thousand_pairs_per_second_and_core() -> None:
     finally:
         cv2.setNumThreads(threads)
     assert max(rates) >= 1000
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("draw", range(4))
+def test_the_geometry_of_a_view_leads_there_and_back(draw: int, flips: bool) -> None:
+    """Sampled by it, the untouched mask becomes the view's mask, but for what interpolation rounds at the edge."""
+    mask, same = blob(), {"seed": 0, "draw": draw, "case_id": "a", "flips": flips}
+    moved = augment(picture(), mask, **same, strong_views=0)[1]
+    geometry = torch.from_numpy(view_geometry(mask.shape[0], **same))
+    back = torch.linalg.inv(torch.cat([geometry, torch.tensor([[0.0, 0.0, 1.0]])]))[:2]
+    grid = F.affine_grid(back[None], [1, 1, *mask.shape], align_corners=False)
+    found = F.grid_sample(torch.from_numpy(mask).float()[None, None], grid, align_corners=False)[0, 0] > 0.5
+    different = (found.numpy() != (moved > 0)).sum()
+    assert different <= 0.02 * moved.sum()
+    assert (mask != moved).sum() > 5 * different
