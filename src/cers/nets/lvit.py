@@ -86,9 +86,9 @@ class TextViT(nn.Module):
     def __init__(self, channels: Sequence[int], grid: int) -> None:
         super().__init__()
         self.tokens = nn.ModuleList(Tokens(c, p, grid) for c, p in zip(channels, PATCHES, strict=True))
-        self.halve = nn.ModuleList(_convolved(c, c // 2, 3) for c in channels[1:])
+        self.halve = nn.ModuleList(_convolved(c, c // 2, row=3) for c in channels[1:])
         self.down = nn.ModuleList(Block(c, HEADS) for c in channels)
-        self.reduce = nn.ModuleList(_convolved(coarse, fine, 3) for fine, coarse in pairwise(channels))
+        self.reduce = nn.ModuleList(_convolved(coarse, fine, row=3) for fine, coarse in pairwise(channels))
         self.up = nn.ModuleList(Block(c, HEADS) for c in channels)
 
     def forward(self, levels: Sequence[Float[Tensor, "B _ _ _"]], text: Tensor | None) -> list[Tensor]:
@@ -140,7 +140,7 @@ class LViTNet(nn.Module):
         )
         self.text = None if text_width is None else TextPath(text_width, length, grid, width)
         self.vit = TextViT(channels, grid)
-        self.reconstruct = nn.ModuleList(_convolved(c, c, 1) for c in channels)
+        self.reconstruct = nn.ModuleList(_convolved(c, c, row=1) for c in channels)
         self.ups = nn.ModuleList(UpBlock(c, o) for c, o in zip(channels, [width, *channels[:-1]], strict=True))
         self.logit = nn.Conv2d(width, 1, 1)
         nn.init.constant_(self.logit.get_parameter("bias"), PRIOR_LOGIT)
@@ -176,8 +176,9 @@ class LViTNet(nn.Module):
         return read
 
 
-def _convolved(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+def _convolved(inputs: int, outputs: int, row: int) -> nn.Sequential:
+    """Convolution along the rows, as the program's one-dimensional ones are, BatchNorm, ReLU."""
+    conv = nn.Conv2d(inputs, outputs, (1, row), padding=(0, row // 2), bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
