@@ -27,6 +27,7 @@ VERBS = {
     "doctor": Verb("cers.cli.doctor:doctor", "Say what this installation has and what it lacks."),
     "data": Verb("cers.cli.data:app", "Look at, check and split a dataset."),
     "annotate": Verb("cers.cli.annotate:app", "Have rationales written for a dataset, and audit them."),
+    "methods": Verb("cers.cli.methods:methods", "List the methods that can be trained."),
     "train": Verb("cers.cli.train:train", "Train a method into a run folder, or resume one."),
     "eval": Verb("cers.cli.eval:eval", "Evaluate a run, case by case."),
     "compare": Verb("cers.cli.compare:compare", "Compare evaluated runs, with intervals and tests."),

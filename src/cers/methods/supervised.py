@@ -1,6 +1,6 @@
-"""Supervised U-Net on the shared encoder: the lower bound that every other method must beat.
+"""Supervised U-Net (Ronneberger et al., MICCAI 2015, arXiv 1505.04597): the bound that every other method must beat.
 
-Ronneberger et al., MICCAI 2015, with a pyramid encoder and the residual decoder of the CERS paper (Table 1, "U-Net").
+With a pyramid encoder and the residual decoder of the CERS paper (its Table 1, "U-Net"), on labelled images only.
 """
 
 from collections.abc import Iterator

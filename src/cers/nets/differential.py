@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cers.nets.decoders import PRIOR_LOGIT, Head
+from cers.nets.decoders import Head
 from cers.nets.encoder import PyramidEncoder
 from cers.nets.layers import Size, upsample
+from cers.nets.side_heads import SideHead
 from cers.nets.vnet import VNetEncoder, convolutions
 
 
@@ -88,9 +89,7 @@ class DifferentialUNet(nn.Module):
         self.encoder = encoder
         self.first = AddingDecoder(encoder.channels, "transposed", dropout)
         self.second = AddingDecoder(encoder.channels, "bilinear", dropout)
-        self.side_heads = nn.ModuleList(nn.Conv2d(width, 1, 1) for width in encoder.channels)
-        for head in self.side_heads:
-            nn.init.constant_(head.get_parameter("bias"), PRIOR_LOGIT)
+        self.side_heads = nn.ModuleList(SideHead(width) for width in encoder.channels)
 
     def forward(self, images: Float[Tensor, "B 3 H W"], feedback: Sequence[Tensor] | None = None) -> Difference:
         """Everything that learning needs; `feedback` is that of the pass before on the same images."""
