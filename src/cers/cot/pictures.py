@@ -21,14 +21,17 @@ _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMW
 def draw(
     image: Pixels, mask: NDArray[np.bool_] | None, *, max_side: int, overlay: Literal["fill", "contour"], target: str
 ) -> Pixels:
-    """`image` (H,W) or (H,W,3) with its longest side at most `max_side`; with the lesion of `mask` (H,W) in red.
+    """`image` (H,W) or (H,W,3), its longest side at most `max_side`; with the lesion of `mask` (H,W) in red.
 
-    An empty mask leaves the image as it is. A legend below names the colour.
+    An empty mask leaves the image as it is. A legend below, within `max_side` as well, names the colour.
     """
-    image = _fitted(image, max_side, cv2.INTER_AREA)
-    if mask is None or not mask.any():
+    marked = mask is not None and bool(mask.any())
+    height, width = sent_size(image.shape[0], image.shape[1], max_side, legend=marked)
+    size = (height - _LEGEND if marked else height, width)
+    image = _resized(image, size)
+    if mask is None or not marked:
         return image
-    lesion = _fitted(mask.astype(np.uint8), max_side, cv2.INTER_AREA) > 0
+    lesion = _resized(mask.astype(np.uint8), size) > 0
     picture = np.array(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2))
     if overlay == "fill":
         picture[lesion] = np.rint((1 - _OPACITY) * picture[lesion] + _OPACITY * np.array(RED)).astype(np.uint8)
@@ -52,15 +55,15 @@ def encode(picture: Pixels, image_format: Literal["jpeg", "png"]) -> bytes:
 
 def sent_size(height: int, width: int, max_side: int, *, legend: bool) -> tuple[int, int]:
     """Height and width of what `draw` makes of an image."""
-    scale = min(1.0, max_side / max(height, width))
-    return max(1, round(height * scale)) + (_LEGEND if legend else 0), max(1, round(width * scale))
+    strip = _LEGEND if legend else 0
+    scale = min(1.0, (max_side - strip) / height, max_side / width)
+    return max(1, round(height * scale)) + strip, max(1, round(width * scale))
 
 
-def _fitted(pixels: Pixels, max_side: int, interpolation: int) -> Pixels:
-    height, width = sent_size(pixels.shape[0], pixels.shape[1], max_side, legend=False)
-    if (height, width) == pixels.shape[:2]:
+def _resized(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    if size == pixels.shape[:2]:
         return pixels
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=interpolation), np.uint8)
+    return np.asarray(cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _legend(width: int, target: str) -> Pixels:
