@@ -60,6 +60,7 @@ class CERS(Method):
     """Shared encoder, base decoder, retrieval decoder, and the pool they look things up in."""
 
     Settings = CERSSettings
+    networks = "1, two decoders, pool"
     pool: KnowledgePool
 
     def __init__(self, setup: Setup, settings: CERSSettings) -> None:
