@@ -14,18 +14,18 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "cot"))
+sys.path.insert(0, str(ROOT / "tests" / "annotate"))
 
 from llm_cases import job, write_cases  # noqa: E402
 
-from cers.cot.run import run_annotation  # noqa: E402
+from cers.annotate.run import run_annotation  # noqa: E402
 from cers.cot.store import AnnotationStore  # noqa: E402
 
 
 def main() -> None:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
     server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "cot" / "llm_server.py")],
+        [sys.executable, str(ROOT / "tests" / "annotate" / "llm_server.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -10,7 +10,7 @@ from typing import Any
 
 from cers import __version__
 from cers.config import MaskReading, RunConfig, dump_config, load_config
-from cers.cot.annotate import annotate_offline
+from cers.cot.offline import annotate_offline
 from cers.cot.rationale import parse_rationale
 from cers.data.check import check_dataset
 from cers.data.layouts import load_cases

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cers.config import MaskReading
-from cers.cot.annotate import mask_of
+from cers.cot.offline import mask_of
 from cers.cot.rationale import ASPECTS
 from cers.cot.review import FORMAT, VERDICTS, Verdicts, draw_sample, name_of, read_verdicts, sample_hash
 from cers.cot.texts import Written

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from cers.cli.annotate import app
 from cers.errors import CersError
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "cot"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "annotate"))
 from llm_server import LlmServer
 
 RUNNER = CliRunner()
@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(scans: Path, split_file: Path, tmp_path: Path, mo
 
 
 def test_prices_prints_a_table_that_can_be_read_back(tmp_path: Path) -> None:
-    from cers.cot.prices import load_prices
+    from cers.annotate.prices import load_prices
 
     result = RUNNER.invoke(app, ["prices"])
     (tmp_path / "p.yaml").write_text(result.stdout, encoding="utf-8")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from cers.cli.annotate import app
 from cers.config import MaskReading
-from cers.cot.annotate import annotate_offline
+from cers.cot.offline import annotate_offline
 from cers.cot.review import FORMAT
 from cers.data.layouts import load_cases
 from cers.data.splits import load_split

@@ -32,7 +32,7 @@ def offline(
     """Write rationales from measurements: no network, no key. Train on them with data.rationales=FILE."""
     from cers.cli.console import progress, say, say_table
     from cers.config import MaskReading
-    from cers.cot.annotate import annotate_offline
+    from cers.cot.offline import annotate_offline
     from cers.data.layouts import load_cases
     from cers.data.splits import load_split
 

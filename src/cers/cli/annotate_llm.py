@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from cers.cot.job import Job
+    from cers.annotate.job import Job
     from cers.cot.store import AnnotationStore, Role, State
 
 Data = Annotated[Path, typer.Argument(help="Folder or manifest of the dataset.")]
@@ -38,8 +38,8 @@ def plan(
     redact: Redact = False,
 ) -> None:
     """Say how many calls, tokens, dollars and hours a run will take. Nothing is sent."""
+    from cers.annotate.plan import plan_annotation
     from cers.cli.console import counted, say, say_table
-    from cers.cot.plan import plan_annotation
     from cers.cot.store import AnnotationStore
 
     job = _job(data, split, settings, config, layout, negatives, redact)
@@ -81,7 +81,7 @@ def run(
 
     handler = logging.Handler()
     handler.emit = lambda record: note(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("cers.cot").addHandler(handler)
+    logging.getLogger("cers.annotate").addHandler(handler)
     job = _job(data, split, settings, config, layout, negatives, redact)
     with AnnotationStore(store) as opened:
         (_run_batches if batch else _run_calls)(
@@ -164,14 +164,14 @@ def prices() -> None:
 
     from cers.cli.console import say
 
-    say((resources.files("cers.cot") / "prices.yaml").read_text(encoding="utf-8").rstrip())
+    say((resources.files("cers.annotate") / "prices.yaml").read_text(encoding="utf-8").rstrip())
 
 
 def _job(
     data: Path, split: Path, settings: list[str] | None, config: Path | None, layout: str, negatives: bool, redact: bool
 ) -> "Job":
-    from cers.cot.job import Job
-    from cers.cot.settings import load_annotate_config
+    from cers.annotate.job import Job
+    from cers.annotate.settings import load_annotate_config
     from cers.data.layouts import load_cases
     from cers.data.splits import load_split
 
@@ -182,8 +182,8 @@ def _job(
 def _run_calls(job: "Job", store: "AnnotationStore", **options: Any) -> None:
     import time
 
+    from cers.annotate.run import run_annotation
     from cers.cli.console import counted, say, say_table
-    from cers.cot.run import run_annotation
 
     begun = time.monotonic()
     with counted("rationales") as count:
@@ -200,8 +200,8 @@ def _run_calls(job: "Job", store: "AnnotationStore", **options: Any) -> None:
 
 
 def _run_batches(job: "Job", store: "AnnotationStore", **options: Any) -> None:
+    from cers.annotate.batch import run_batches
     from cers.cli.console import note, say, say_table
-    from cers.cot.batch import run_batches
 
     summary = run_batches(job, store, tell=note, **options)
     say_table(("state", "texts"), [(state, n) for state, n in summary.done.items() if n])

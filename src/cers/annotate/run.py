@@ -14,12 +14,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cers.cot.answers import Reading, Reply, read_reply
-from cers.cot.client import AgainError, BusyError, Client, DeclinedError, UnfitError
-from cers.cot.hosts import ensure_allowed, host_of, is_this_machine
-from cers.cot.job import Job, Message
-from cers.cot.prices import FREE, Price, load_prices, price_of, unknown_price
-from cers.cot.prompts import REPAIR
+from cers.annotate.answers import Reading, Reply, read_reply
+from cers.annotate.client import AgainError, BusyError, Client, DeclinedError, UnfitError
+from cers.annotate.hosts import ensure_allowed, host_of, is_this_machine
+from cers.annotate.job import Job, Message
+from cers.annotate.prices import FREE, Price, load_prices, price_of, unknown_price
+from cers.annotate.prompts import REPAIR
 from cers.cot.store import FAILED, ROLES, STATES, Annotation, AnnotationStore, Key, Outcome, Role, State
 from cers.errors import CersError, Interrupted
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from cers.cot.job import Job
-from cers.cot.settings import AnnotateConfig
+from cers.annotate.job import Job
+from cers.annotate.settings import AnnotateConfig
 from cers.data.case import Case
 
 

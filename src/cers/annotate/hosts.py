@@ -5,12 +5,12 @@ import logging
 import os
 from urllib.parse import urlsplit
 
-from cers.cot.settings import AnnotateConfig
+from cers.annotate.settings import AnnotateConfig
 from cers.cot.store import AnnotationStore
 from cers.errors import CersError
 
 OPENAI = "https://api.openai.com/v1"
-_LOG = logging.getLogger("cers.cot")
+_LOG = logging.getLogger("cers.annotate")
 
 
 def server_url(config: AnnotateConfig) -> str:

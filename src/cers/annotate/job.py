@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cers.cot.pictures import draw, encode, sent_size
-from cers.cot.prices import Price, text_tokens
-from cers.cot.prompts import Prompt, load_prompts
-from cers.cot.redact import redact_image, redact_report
-from cers.cot.settings import AnnotateConfig
+from cers.annotate.pictures import draw, encode, sent_size
+from cers.annotate.prices import Price, text_tokens
+from cers.annotate.prompts import Prompt, load_prompts
+from cers.annotate.redact import redact_image, redact_report
+from cers.annotate.settings import AnnotateConfig
 from cers.cot.store import ROLES, Key, Role, Task
 from cers.data.case import Case
 from cers.data.images import image_size, read_image, read_mask

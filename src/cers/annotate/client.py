@@ -13,10 +13,10 @@ from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
 
-from cers.cot.answers import Reply, json_schema
-from cers.cot.hosts import host_of, is_this_machine
-from cers.cot.job import Message
-from cers.cot.settings import AnnotateConfig
+from cers.annotate.answers import Reply, json_schema
+from cers.annotate.hosts import host_of, is_this_machine
+from cers.annotate.job import Message
+from cers.annotate.settings import AnnotateConfig
 from cers.errors import CersError
 
 try:

@@ -13,7 +13,7 @@ import pytest
 from llm_cases import job, write_cases
 from llm_server import LlmServer
 
-from cers.cot.run import run_annotation
+from cers.annotate.run import run_annotation
 from cers.cot.store import AnnotationStore
 from cers.data.case import Case
 from cers.errors import CersError
@@ -184,7 +184,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from llm_cases import job, write_cases
-from cers.cot.run import run_annotation
+from cers.annotate.run import run_annotation
 from cers.cot.store import AnnotationStore
 from cers.errors import Interrupted
 cases = write_cases(Path({folder!r}), 40)

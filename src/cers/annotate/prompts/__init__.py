@@ -14,7 +14,7 @@ from importlib import resources
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from cers.cot.settings import AnnotateConfig
+from cers.annotate.settings import AnnotateConfig
 from cers.cot.store import ROLES, Role
 from cers.errors import CersError
 
@@ -80,7 +80,7 @@ def load_prompts(config: AnnotateConfig) -> dict[Role, Prompt]:
 
 
 def _load(config: AnnotateConfig, role: Role) -> Prompt:
-    folder = config.prompts or resources.files("cers.cot.prompts") / DEFAULT_VERSION
+    folder = config.prompts or resources.files("cers.annotate.prompts") / DEFAULT_VERSION
     try:
         template = (folder / f"{role}.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

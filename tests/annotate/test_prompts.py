@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from cers.cot.prompts import load_prompts
-from cers.cot.settings import AnnotateConfig, load_annotate_config
+from cers.annotate.prompts import load_prompts
+from cers.annotate.settings import AnnotateConfig, load_annotate_config
 from cers.errors import CersError
 
 GOLDEN = Path(__file__).parent / "golden_prompts"

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from cers.cot.hosts import host_of, is_this_machine, server_url
-from cers.cot.job import Job
-from cers.cot.prices import FREE, Price, load_prices, price_of
+from cers.annotate.hosts import host_of, is_this_machine, server_url
+from cers.annotate.job import Job
+from cers.annotate.prices import FREE, Price, load_prices, price_of
 from cers.cot.store import FAILED, ROLES, Annotation, AnnotationStore, Key, Role, State, Task
 
 _ENOUGH = 5  # answers in the store from which on their means replace the estimates

@@ -11,9 +11,9 @@ from llm_server import LlmServer
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from cers.cot.pictures import draw, encode
-from cers.cot.redact import REDACTED, redact_image, redact_report
-from cers.cot.run import run_annotation
+from cers.annotate.pictures import draw, encode
+from cers.annotate.redact import REDACTED, redact_image, redact_report
+from cers.annotate.run import run_annotation
 from cers.cot.store import AnnotationStore
 from cers.data.case import Case
 from cers.errors import CersError

@@ -56,7 +56,7 @@ def load_prices(path: Path | None = None) -> dict[str, Price]:
     Raises:
         CersError: unreadable, or not such a table.
     """
-    source = path or resources.files("cers.cot") / "prices.yaml"
+    source = path or resources.files("cers.annotate") / "prices.yaml"
     try:
         return TypeAdapter(dict[str, Price]).validate_python(yaml.safe_load(source.read_text(encoding="utf-8")) or {})
     except ValidationError as error:

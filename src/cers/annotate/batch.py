@@ -17,11 +17,11 @@ from typing import IO, Any
 import openai
 from openai.types import Batch
 
-from cers.cot.answers import Reading, read_reply
-from cers.cot.client import BusyError, Client, reply_of
-from cers.cot.hosts import ensure_allowed, host_of, is_this_machine
-from cers.cot.job import Job
-from cers.cot.prices import FREE, Price, load_prices, price_of, unknown_price
+from cers.annotate.answers import Reading, read_reply
+from cers.annotate.client import BusyError, Client, reply_of
+from cers.annotate.hosts import ensure_allowed, host_of, is_this_machine
+from cers.annotate.job import Job
+from cers.annotate.prices import FREE, Price, load_prices, price_of, unknown_price
 from cers.cot.store import FAILED, ROLES, STATES, Annotation, AnnotationStore, Key, Outcome, Role, State
 from cers.errors import CersError, Interrupted
 

