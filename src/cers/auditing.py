@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cers.cot.audit import Flaw, agreement, count_flaws, find_flaws, near_identical, vocabulary
 from cers.cot.rationale import ASPECTS, Rationale, render
-from cers.cot.store import ROLES, Role
+from cers.cot.records import ROLES, Role
 from cers.cot.texts import Written, usable
 from cers.data.case import Case
 from cers.data.duplicates import near_duplicates

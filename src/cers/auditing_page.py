@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cers.auditing import Audit
 from cers.cot.audit import Flaw
 from cers.cot.rationale import Rationale, render
-from cers.cot.store import ROLES, Role
+from cers.cot.records import ROLES, Role
 from cers.cot.texts import usable
 from cers.data.case import Case
 from cers.data.images import read_image

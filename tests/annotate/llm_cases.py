@@ -28,5 +28,5 @@ def write_cases(folder: Path, n: int, size: int = 48) -> list[Case]:
 
 def job(cases: list[Case], url: str, labelled: int = 0, **settings: object) -> Job:
     """All of `cases`, the first `labelled` of them with their masks shown."""
-    config = AnnotateConfig.model_validate({"model": "gpt-5.2", "base_url": url, "timeout": 0.5, **settings})
+    config = AnnotateConfig.model_validate({"model": "gpt-5.2", "base_url": url, "timeout": 60, **settings})
     return Job.of(cases, [case.id for case in cases[:labelled]], config)

@@ -5,7 +5,8 @@ Faults are taken from `faults` in order, one per chat request, then all is well:
 
 429 (with Retry-After), limit (x-ratelimit headers), quota, 500, 503, slow (no answer), cut (half an answer), drop (no
 answer, connection closed), half (JSON of the answer ends early), garbage, prose (headings instead of JSON), refuse,
-policy, 400, 401, 404, redirect, empty (no choices).
+policy, 400, 401, 404, redirect, empty (no choices), 504, now (429 that asks for no wait), long (max_tokens is
+not liked), surrogate (text that is no UTF-8), deep (endless brackets), parts (text in parts), uncounted (no tokens).
 """
 
 import asyncio
@@ -197,7 +198,8 @@ class LlmServer:
                 writer, 400, f"Unsupported parameter: '{other}'. Use '{self.limit_field}' instead.", param=other
             )
         if fault in _ERRORS:
-            extra = {"Retry-After": str(self.retry_after)} if fault in ("429", "503") else {}
+            asked = {"429": self.retry_after, "503": self.retry_after, "now": 0}
+            extra = {"Retry-After": str(asked[fault])} if fault in asked else {}
             status, message, code = _ERRORS[fault]
             return await _error(writer, status, message, code=code, headers=extra)
         if fault == "slow":
@@ -213,7 +215,7 @@ class LlmServer:
             await _send(writer, 200, answer, cut=True)
             return False
         self.counts["delivered"] += 1
-        self.counts["tokens_in"] += answer["usage"]["prompt_tokens"]
+        self.counts["tokens_in"] += (answer["usage"] or {}).get("prompt_tokens", 0)
         seen.delivered = await _send(writer, 200, answer, headers=extra)
         return True
 
@@ -250,6 +252,9 @@ class LlmServer:
 _ERRORS = {
     "429": (429, "Rate limit reached for requests", "rate_limit_exceeded"),
     "quota": (429, "You exceeded your current quota", "insufficient_quota"),
+    "now": (429, "Rate limit reached for requests", "rate_limit_exceeded"),
+    "long": (400, "max_tokens or max_completion_tokens is too large: 500", "invalid_value"),
+    "504": (504, "Gateway Timeout", None),
     "500": (500, "The server had an error", None),
     "503": (503, "Overloaded", None),
     "policy": (400, "The prompt violates the content policy", "content_policy_violation"),
@@ -267,8 +272,15 @@ def completion(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
     text = json.dumps(aspects)
     if fault == "prose" or (fault is None and "exactly four lines" in str(body["messages"][-1]["content"])):
         text = "\n".join(f"**{name.title()}:** {value}" for name, value in aspects.items())
-    text = {"half": text[: len(text) // 2], "garbage": "lorem ipsum"}.get(fault or "", text)
+    text = {
+        "half": text[: len(text) // 2],
+        "garbage": "lorem ipsum",
+        "surrogate": text.replace("plain", "plain \ud83d"),
+        "deep": '{"texture": ' + "[" * 200_000 + "}",
+    }.get(fault or "", text)
     message = {"role": "assistant", "content": None if fault == "refuse" else text}
+    if fault == "parts":
+        message["content"] = [{"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}]
     message["refusal"] = "I'm sorry, I can't assist with that." if fault == "refuse" else None
     choices = [{"index": 0, "message": message, "finish_reason": "length" if fault == "half" else "stop"}]
     usage = {"prompt_tokens": 100, "completion_tokens": TOKENS_OUT, "total_tokens": 100 + TOKENS_OUT}
@@ -278,7 +290,7 @@ def completion(body: dict[str, Any], fault: str | None) -> dict[str, Any]:
         "created": 0,
         "model": body["model"],
         "choices": [] if fault == "empty" else choices,
-        "usage": usage,
+        "usage": None if fault == "uncounted" else usage,
     }
 
 

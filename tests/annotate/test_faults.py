@@ -5,7 +5,7 @@ from collections import Counter, deque
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from llm_cases import job, write_cases
 from llm_server import TOKENS_OUT, LlmServer
@@ -23,7 +23,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     return write_cases(tmp_path_factory.mktemp("cases"), 5)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink what waits for a server takes minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(runs=st.lists(st.tuples(FAULTY_RUN, st.integers(0, 5)), min_size=1, max_size=3))
 def test_every_sequence_of_faults_and_ends_of_runs_adds_up(
     cases: list[Case], runs: list[tuple[list[str | None], int]]

@@ -143,6 +143,8 @@ def test_burnt_in_text_is_covered_and_the_middle_is_not() -> None:
         ("Seen by Dr. Jane Doe on 12.03.1967.", ["Jane", "Doe", "1967"]),
         ("Patient: Doe, Jane; MRN: 00123456. Glioma of the left lobe.", ["Doe", "Jane", "123456"]),
         ("Reported by Prof. Dr. Müller-Lüdenscheidt, mail a.b@hospital.org", ["Müller", "Lüdenscheidt", "a.b@"]),
+        ("Dr. med. Hans Huber; Prof. Dr. med. univ. A. Maier", ["Hans", "Huber", "Maier"]),
+        ("DOE^JANE^A, born 5 March 1967, seen March 12, 2021", ["DOE", "JANE", "1967", "2021"]),
         ("Herr Schmidt, geb. 1967-03-12", ["Schmidt", "1967"]),
     ],
 )

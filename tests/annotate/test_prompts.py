@@ -84,6 +84,8 @@ def test_settings_come_from_a_file_and_the_command_line(tmp_path: Path) -> None:
         (["modell=x"], "did you mean 'model'"),
         (["model"], "key=value"),
         (["concurrency=0"], "concurrency"),
+        (["extra={stream: true}"], "stream"),
+        (["extra={n: 5}"], "extra"),
     ):
         with pytest.raises(CersError, match=says):
             load_annotate_config(path, wrong)

@@ -1,22 +1,25 @@
 import json
+import multiprocessing
 import os
+import resource
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 from llm_cases import job, write_cases
 from llm_server import LlmServer
 
+from cers.annotate.job import Job
 from cers.annotate.run import run_annotation
 from cers.cot.store import AnnotationStore
 from cers.data.case import Case
-from cers.errors import CersError
+from cers.errors import CersError, Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_every_text_is_asked_for_once_and_written_down(cases: list[Case], tmp_pa
 @pytest.mark.parametrize("fault", ["429", "503", "500", "slow", "cut", "drop", "empty"])
 def test_a_passing_fault_is_survived(cases: list[Case], tmp_path: Path, fault: str) -> None:
     with LlmServer(faults=deque([fault] * 2)) as server, AnnotationStore(tmp_path / "s.db") as store:
-        summary = run_annotation(job(cases, server.url), store)
+        summary = run_annotation(job(cases, server.url, timeout=2 if fault == "slow" else 60), store)
         assert summary.done["ok"] == 12
         assert len(server.seen) == 14 == sum(row.attempts for row in store.rows())
         assert server.counts["delivered"] - 2 * (fault == "empty") == 12
@@ -73,6 +76,10 @@ def test_retry_after_holds_everybody_back(cases: list[Case], tmp_path: Path) -> 
         (["garbage", "refuse"], "refused", 2),
         (["policy"], "refused", 1),
         (["400"], "failed", 1),
+        (["long", "long"], "failed", 2),
+        (["surrogate"], "ok", 1),
+        (["parts"], "ok", 1),
+        (["deep"], "ok", 2),
     ],
 )
 def test_an_answer_is_repaired_once_or_recorded_for_what_it_is(
@@ -84,7 +91,7 @@ def test_an_answer_is_repaired_once_or_recorded_for_what_it_is(
         assert (row.state, row.attempts, len(server.seen)) == (state, calls, calls)
         assert (row.rationale is not None) == (state == "ok") == (row.reason is None)
         assert row.tokens_in == 100 * server.counts["delivered"]
-        if calls == 2:
+        if calls == 2 and "long" not in faults:
             assert "exactly four lines" in server.seen[1].body["messages"][-1]["content"]
 
 
@@ -167,6 +174,36 @@ def test_no_call_is_begun_that_could_cost_more_than_allowed(cases: list[Case], t
             run_annotation(unpriced, store, max_cost=1.0, allow_remote="192.0.2.1")
 
 
+def test_an_answer_that_may_have_been_charged_stays_at_risk(cases: list[Case], tmp_path: Path) -> None:
+    """A gateway that gave up, and a server that does not count tokens: the bound must not be passed unseen."""
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("gpt-5.2: {input: 1.75, output: 14}\n", encoding="utf-8")
+    with LlmServer(faults=deque(["uncounted"] * 12)) as server, AnnotationStore(tmp_path / "s.db") as store:
+        asked = job(cases, server.url, prices=prices, max_tokens=64)
+        assert run_annotation(asked, store, max_cost=0.01).stopped
+        assert 1 <= len(server.seen) <= 10
+        assert 0.005 < sum(store.spent()) <= 0.01
+    with LlmServer(faults=deque(["504"])) as server, AnnotationStore(tmp_path / "t.db") as store:
+        run_annotation(job(cases[:1], server.url, prices=prices), store)
+        assert store.spent()[1] > 0
+
+
+def test_what_was_paid_is_kept_when_the_run_dies_before_the_repair(cases: list[Case], tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("gpt-5.2: {input: 1.75, output: 14}\n", encoding="utf-8")
+    with LlmServer(faults=deque(["garbage", "quota"])) as server, AnnotationStore(tmp_path / "s.db") as store:
+        run_annotation(job(cases[:1], server.url, prices=prices), store)
+        (row,) = store.rows()
+        assert (row.state, row.attempts, row.tokens_in, row.tokens_out) == ("pending", 2, 100, 40)
+        assert row.cost == pytest.approx((100 * 1.75 + 40 * 14) / 1e6)
+
+
+def test_a_server_that_asks_for_no_wait_is_not_hammered(cases: list[Case], tmp_path: Path) -> None:
+    with LlmServer(faults=deque(["now"] * 500)) as server, AnnotationStore(tmp_path / "s.db") as store:
+        run_annotation(job(cases[:1], server.url), store, patience=0.3)
+        assert len(server.seen) <= 3
+
+
 def test_an_image_that_cannot_be_read_is_a_reason_and_not_a_call(cases: list[Case], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(cases[0].image.read_bytes()[:40])
@@ -179,54 +216,52 @@ def test_an_image_that_cannot_be_read_is_a_reason_and_not_a_call(cases: list[Cas
         assert len(server.seen) == 2
 
 
-_SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from llm_cases import job, write_cases
-from cers.annotate.run import run_annotation
-from cers.cot.store import AnnotationStore
-from cers.errors import Interrupted
-cases = write_cases(Path({folder!r}), 40)
-with AnnotationStore({store!r}, lease_seconds=2.0) as store:
-    print("ready", flush=True)
-    sys.stdin.readline()
-    try:
-        print(run_annotation(job(cases, {url!r}, concurrency=4), store).written)
-    except Interrupted as stop:
-        print(stop)
-"""
+# One server of forks, so that the packages are loaded once for all processes of these tests.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["cers.annotate.run"])
 
 
-def _processes(n: int, tmp_path: Path, url: str) -> "list[subprocess.Popen[str]]":
-    """`n` runs on one store that begin at the same time."""
-    folders = {"tests": str(Path(__file__).parent), "folder": str(tmp_path / "cases"), "store": str(tmp_path / "s.db")}
-    command = [sys.executable, "-c", _SCRIPT.format(**folders, url=url)]
-    pipe = subprocess.PIPE
-    processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ) for _ in range(n)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    return processes
+def _run(asked: Job, store: Path, line: Connection) -> None:
+    with AnnotationStore(store, lease_seconds=2.0) as opened:
+        line.send("ready")
+        line.recv()
+        try:
+            line.send(run_annotation(asked, opened).written)
+        except Interrupted as stop:
+            line.send(str(stop))
+
+
+def _processes(n: int, asked: Job, store: Path) -> list[tuple[ForkServerProcess, Connection]]:
+    """`n` runs on one store that begin at the same time, and the line on which each says what came of it."""
+    started = []
+    for _ in range(n):
+        ours, theirs = _FORKS.Pipe()
+        process = _FORKS.Process(target=_run, args=(asked, store, theirs))
+        process.start()
+        theirs.close()
+        started.append((process, ours))
+    for _, line in started:
+        assert line.recv() == "ready"
+    for _, line in started:
+        line.send("go")
+    return started
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_ended_loses_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with LlmServer(delay=0.1) as server:
-        (process,) = _processes(1, tmp_path, server.url)
+        asked = job(write_cases(tmp_path / "cases", 40), server.url, concurrency=4)
+        ((process, line),) = _processes(1, asked, tmp_path / "s.db")
         while len(server.seen) < 10:
+            assert process.is_alive()
             time.sleep(0.01)
-        process.send_signal(number)
-        output, _ = process.communicate(timeout=30)
+        os.kill(process.pid or 0, number)
+        process.join(30)
         assert len(server.seen) < 30
         if number == signal.SIGINT:
-            assert "the same command goes on with the other" in output
+            assert "the same command goes on with the other" in line.recv()
         with AnnotationStore(tmp_path / "s.db") as store:
-            run_annotation(job(write_cases(tmp_path / "cases", 40), server.url, concurrency=4), store)
+            run_annotation(asked, store)
             rows = list(store.rows())
         assert [row.state for row in rows] == ["ok"] * 40
         repeated = len(server.seen) - 40
@@ -237,8 +272,8 @@ def test_a_run_that_is_ended_loses_nothing(tmp_path: Path, number: signal.Signal
 
 def test_two_processes_share_the_work(tmp_path: Path) -> None:
     with LlmServer(delay=0.05) as server:
-        processes = _processes(2, tmp_path, server.url)
-        written = [int(process.communicate(timeout=60)[0]) for process in processes]
+        asked = job(write_cases(tmp_path / "cases", 40), server.url, concurrency=4)
+        written = [line.recv() for _, line in _processes(2, asked, tmp_path / "s.db")]
         assert sum(written) == 40 == len(server.seen)
         assert all(written)
         assert len({seen.subject for seen in server.seen}) == 40
@@ -254,6 +289,30 @@ def test_the_key_is_in_the_header_and_nowhere_else(
         summary = run_annotation(asked, store)
         run_annotation(asked, store)
         assert server.seen[-1].headers["authorization"] == "Bearer sk-hush-1234567890"
+        monkeypatch.setenv("MY_KEY", "deadbeef-hush\n")  # as read from a file
+        run_annotation(
+            job([*cases, *write_cases(tmp_path / "more", 1, size=40)], server.url, key_variable="MY_KEY"), store
+        )
+        assert server.seen[-1].headers["authorization"] == "Bearer deadbeef-hush"
+        monkeypatch.setenv("MY_KEY", "deadbeef\nhush")
+        with pytest.raises(CersError, match="holds characters") as said:
+            run_annotation(asked, store)
+        assert "hush" not in str(said.value)
         kept = json.dumps([str(row) for row in store.rows()]) + str(summary) + caplog.text
     assert "hush" not in kept
     assert b"hush" not in (tmp_path / "s.db").read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with LlmServer() as server:
+        asked = job(write_cases(tmp_path / "cases", 40), server.url)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, limits[1]))
+            with pytest.raises(CersError, match="cannot be written"), AnnotationStore(tmp_path / "s.db") as store:
+                run_annotation(asked, store)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        with AnnotationStore(tmp_path / "s.db") as store:
+            run_annotation(asked, store)
+            assert store.counts()["ok"] == 40

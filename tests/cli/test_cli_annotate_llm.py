@@ -96,6 +96,7 @@ def test_show_writes_what_would_be_sent(scans: Path, split_file: Path, tmp_path:
         (["modell=x"], "did you mean 'model'"),
         (["base_url=ftp://x"], "is no address"),
         (["base_url=http://u:secret@localhost/v1"], "must not hold"),
+        (["base_url=http://u:secret@localhost:nowhere"], "must not hold"),
         (["prices=no.yaml"], "cannot be read as price table"),
         (["--role", "labeled"], "did you mean 'labelled'"),
         (["--config", "no.yaml"], "cannot be read"),

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from cers.cot.rationale import Rationale
-from cers.cot.store import AnnotationStore, Key, Outcome, Task
+from cers.cot.records import Key, Outcome, Paid, Task
+from cers.cot.store import AnnotationStore
 from cers.errors import CersError
 
 GOOD = Rationale("fine grain.", "smooth rim.", "beside fat.", "a mass.")
-OK = Outcome("ok", raw="{}", rationale=GOOD, tokens_in=100, tokens_out=50, cost=0.01, seconds=1.5)
+OK = Outcome("ok", raw="{}", rationale=GOOD)
+PAID = Paid(tokens_in=100, tokens_out=50, cost=0.01, seconds=1.5)
 
 
 def task(image: str, image_hash: str = "i", report_hash: str | None = None, prompt: str = "v1-a") -> Task:
@@ -22,7 +24,10 @@ def test_a_row_goes_from_pending_to_ok_and_is_not_wanted_again(tmp_path: Path) -
         assert store.add_pending([task("a"), task("b")]) == 2
         (row,) = store.claim(1)
         assert (row.image, row.state, row.rationale) == ("a", "pending", None)
-        store.begin(row.key)
+        store.begin(row.key, 0.02)
+        assert store.spent() == (0, 0.02)
+        store.settle(row.key, 0.02, PAID)
+        assert store.spent() == (0.01, 0)
         store.record(row.key, OK)
         assert store.counts() == {"pending": 1, "ok": 1, "invalid": 0, "refused": 0, "failed": 0}
     with AnnotationStore(tmp_path / "s.db") as store:
@@ -37,11 +42,15 @@ def test_a_row_goes_from_pending_to_ok_and_is_not_wanted_again(tmp_path: Path) -
 def test_changed_input_is_wanted_again_and_keeps_what_was_paid(tmp_path: Path, changed: Task) -> None:
     with AnnotationStore(tmp_path / "s.db") as store:
         store.add_pending([task("a")])
-        store.record(store.claim(1)[0].key, OK)
+        (row,) = store.claim(1)
+        store.settle(row.key, 0, PAID)
+        store.record(row.key, OK)
         assert store.add_pending([changed]) == 1
         (row,) = store.rows()
         assert (row.state, row.rationale, row.raw, row.cost) == ("pending", None, None, 0.01)
-        store.record(store.claim(1)[0].key, OK)
+        (row,) = store.claim(1)
+        store.settle(row.key, 0, PAID)
+        store.record(row.key, OK)
         assert next(store.rows()).cost == 0.02
         assert store.add_pending([changed]) == 0
 
@@ -51,6 +60,7 @@ def test_an_answer_to_what_has_changed_meanwhile_is_not_taken(tmp_path: Path) ->
         store.add_pending([task("a")])
         (row,) = store.claim(1)
         other.add_pending([task("a", image_hash="other")])
+        store.settle(row.key, 0, PAID)
         store.record(row.key, OK)
         (row,) = store.rows()
         assert (row.state, row.cost, row.image_hash) == ("pending", 0.01, "other")
@@ -96,6 +106,7 @@ def test_a_lease_is_exclusive_until_it_runs_out(tmp_path: Path) -> None:
     time.sleep(0.25)
     rows = second.claim(2)
     assert len(rows) == 2
+    first.settle(rows[0].key, 0, PAID)
     first.record(rows[0].key, OK)  # too late: the row is another's by now, but the money is gone
     late = next(first.rows())
     assert (late.state, late.cost) == ("pending", 0.01)
@@ -103,6 +114,41 @@ def test_a_lease_is_exclusive_until_it_runs_out(tmp_path: Path) -> None:
     assert next(first.rows()).state == "ok"
     second.release()
     assert [row.image for row in first.claim(2)] == ["b"]
+
+
+def test_a_process_that_slept_does_not_get_its_own_rows_again(tmp_path: Path) -> None:
+    """A laptop closed, a process stopped: the answers to its calls are still on the way, and paid for."""
+    with AnnotationStore(tmp_path / "s.db", lease_seconds=0.01) as store:
+        store.add_pending([task("a")])
+        assert len(store.claim(1)) == 1
+        time.sleep(0.02)
+        assert store.claim(1) == []
+
+
+def test_another_dataset_does_not_overwrite_what_was_paid_for(tmp_path: Path) -> None:
+    with AnnotationStore(tmp_path / "s.db") as store:
+        store.add_pending([task(f"case{i}") for i in range(12)])
+        for row in store.claim(12):
+            store.record(row.key, OK)
+        others = [task(f"case{i}", image_hash="other") for i in range(12)]
+        with pytest.raises(CersError, match=r"12 of 12 images .* another --store"):
+            store.add_pending(others)
+        assert store.counts()["ok"] == 12
+        assert store.add_pending(others[:4]) == 4  # some may have changed
+
+
+def test_what_a_batch_brings_counts_once(tmp_path: Path) -> None:
+    with AnnotationStore(tmp_path / "s.db") as store, AnnotationStore(tmp_path / "s.db") as other:
+        store.add_pending([task("a"), task("b"), task("c")])
+        keys = [row.key for row in store.claim(9)]
+        assert [store.begin(key, 1.0, 2.5, batch="mark") for key in keys] == [True, True, False]
+        store.submitted("mark", "host/batch")
+        for opened in (store, other):
+            opened.collect(keys[0], "host/batch", OK, PAID)
+        assert store.spent() == (0.01, 1.0)
+        other.dissolve("host/batch")
+        assert store.spent() == (0.01, 0.0)
+        assert [(row.state, row.attempts) for row in store.rows()] == [("ok", 1), ("pending", 0), ("pending", 0)]
 
 
 def _take_all(path: Path, taken: "multiprocessing.Queue[list[str]]") -> None:
@@ -117,7 +163,8 @@ def _take_all(path: Path, taken: "multiprocessing.Queue[list[str]]") -> None:
 
 
 def test_processes_never_get_the_same_row(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cers.cot.store"])
     taken: multiprocessing.Queue[list[str]] = context.Queue()
     workers = [context.Process(target=_take_all, args=(tmp_path / "s.db", taken)) for _ in range(2)]
     for worker in workers:

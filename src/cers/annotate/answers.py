@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cers.cot.rationale import MalformedRationale, Rationale, RefusalError, parse_rationale
-from cers.cot.store import State
+from cers.cot.records import Outcome, State
 
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
@@ -42,6 +42,11 @@ class Reply:
     tokens_out: int
     seconds: float
 
+    @property
+    def counted(self) -> bool:
+        """Whether the server said how many tokens it took."""
+        return self.tokens_in > 0
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -65,6 +70,11 @@ def read_reply(reply: Reply) -> Reading:
     except MalformedRationale as error:
         cut = f"cut off after {reply.tokens_out} tokens (see max_tokens): " if reply.finish == "length" else ""
         return Reading("invalid", reason=f"{cut}{error}")
+
+
+def outcome_of(reply: Reply, reading: Reading) -> Outcome:
+    """What is written down of a `reply` that says `reading`."""
+    return Outcome(reading.state, reply.text, reading.rationale, reading.reason)
 
 
 def _line(text: str) -> str:

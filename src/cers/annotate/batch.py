@@ -1,7 +1,7 @@
 """Annotation through a provider's Batch API: half the price, answers within a day, resumed after days.
 
-The store says which batch a row waits for. A batch gets its own mark, written down before it is created, so that one
-whose creation was cut off is found again by that mark instead of being paid for twice.
+The store says which batch a row waits for, and at which host. A batch gets its own mark, written down before it is
+created, so that one whose creation was cut off is found again by that mark instead of being paid for twice.
 """
 
 import asyncio
@@ -9,20 +9,23 @@ import hashlib
 import json
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 import openai
 from openai.types import Batch
 
-from cers.annotate.answers import Reading, read_reply
-from cers.annotate.client import BusyError, Client, reply_of
+from cers.annotate.answers import Reply, outcome_of, read_reply
+from cers.annotate.client import POLICY, BusyError, Client, reply_of
 from cers.annotate.hosts import ensure_allowed, host_of, is_this_machine
-from cers.annotate.job import Job
+from cers.annotate.job import Job, most_dollars
+from cers.annotate.pace import keep_leases
 from cers.annotate.prices import FREE, Price, load_prices, price_of, unknown_price
-from cers.cot.store import FAILED, ROLES, STATES, Annotation, AnnotationStore, Key, Outcome, Role, State
+from cers.annotate.prompts import repair
+from cers.cot.records import FAILED, ROLES, STATES, Annotation, Key, Outcome, Paid, Role, State
+from cers.cot.store import AnnotationStore
 from cers.errors import CersError, Interrupted
 
 LARGEST_FILE = 190_000_000  # bytes; providers take 200 MB
@@ -76,7 +79,7 @@ def run_batches(
     except KeyboardInterrupt:
         waiting = len(store.batches())
         raise Interrupted(f"{waiting} batches go on at the provider; the same command collects them") from None
-    except openai.OpenAIError as error:
+    except (openai.OpenAIError, OSError) as error:
         raise CersError(f"batches: {run.client.clean(str(error))}; run the same command again") from None
     finally:
         store.release()
@@ -96,80 +99,110 @@ class _Batches:
     ) -> None:
         self.job, self.store, self.client, self.price = job, store, client, price
         self.max_cost, self.tell, self.summary = max_cost, tell, summary
+        self.local = is_this_machine(client.api.base_url.host)
+        self.at = f"{client.api.base_url.host}/"  # how batches of this host begin in the store
+        self.unusable = 0  # answers since the last batch that are to be repaired
 
     async def run(self, limit: int | None, poll_seconds: float) -> None:
         """Everything once; `limit` bounds the texts submitted."""
         async with self.client:
-            await self._adopt()
-            await self._collect()
-            wanted = self.store.outstanding() if limit is None else limit
-            while self.summary.submitted < wanted and (rows := await self._submit(wanted - self.summary.submitted)):
-                self.summary.submitted += rows
-            while await self._collect():
-                await asyncio.sleep(poll_seconds)
+            heart = asyncio.create_task(keep_leases(self.store))
+            try:
+                await self._adopt()
+                await self._collect()
+                wanted = self.store.outstanding() if limit is None else limit
+                while wanted or self.summary.waiting:
+                    self.unusable = 0
+                    await self._submit_all(wanted)
+                    while await self._collect():
+                        await asyncio.sleep(poll_seconds)
+                    wanted = self.unusable
+            finally:
+                heart.cancel()
 
     async def _adopt(self) -> None:
         """Find the batches whose creation was cut off; rows of those that were never created are free again."""
-        marks = [batch for batch in self.store.batches() if batch.startswith(_MARK)]
+        marks = [batch for batch in self._batches() if batch.startswith(_MARK)]
         if not marks:
             return
         created = {(b.metadata or {}).get("cers"): b.id async for b in self._listed()}
         for mark in marks:
-            if mark not in created:
-                self._free(row.key for row in self.store.rows(batch=mark, state="pending"))
-            self.store.submitted(mark, created.get(mark))
+            if mark in created:
+                self.store.submitted(self.at + mark, self.at + created[mark])
+            else:
+                self.store.dissolve(self.at + mark)
+
+    def _batches(self) -> list[str]:
+        """Ids of the batches at this host that rows wait for; of others no more than a word."""
+        named = self.store.batches()
+        for batch in named:
+            if not batch.startswith(self.at):
+                self.tell(f"batch {batch}: at another server; name that as base_url to collect it")
+        return [batch.removeprefix(self.at) for batch in named if batch.startswith(self.at)]
 
     async def _listed(self) -> AsyncIterator[Batch]:
         async for batch in self.client.api.batches.list(limit=100):
             yield batch
 
+    async def _submit_all(self, wanted: int) -> None:
+        while wanted > 0 and (count := await self._submit(wanted)):
+            self.summary.submitted += count
+            wanted -= count
+
     async def _submit(self, wanted: int) -> int:
         """Submit one batch of at most `wanted` texts; returns how many."""
         mark = f"{_MARK}{uuid.uuid4().hex}"
         with tempfile.TemporaryFile() as file:
-            keys = await self._write(file, min(wanted, MOST_REQUESTS))
-            if not keys:
-                return 0
-            file.seek(0)
             try:
+                count = await self._write(file, mark, min(wanted, MOST_REQUESTS))
+                if not count:
+                    return 0
+                file.seek(0)
                 uploaded = await self.client.api.files.create(file=(f"{mark}.jsonl", file), purpose="batch")
             except BaseException:
-                self._free(keys)
+                self.store.dissolve(self.at + mark)
                 raise
-        self.store.renew()
-        self.store.enter_batch(keys, mark)
-        batch = await self.client.api.batches.create(
-            input_file_id=uploaded.id,
-            endpoint="/v1/chat/completions",
-            completion_window="24h",
-            metadata={"cers": mark},
-        )
-        self.store.submitted(mark, batch.id)
-        self.tell(f"batch {batch.id}: {len(keys)} texts submitted")
-        return len(keys)
+        try:
+            batch = await self.client.api.batches.create(
+                input_file_id=uploaded.id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+                metadata={"cers": mark},
+            )
+        except openai.APIStatusError as error:
+            if error.status_code < 500:  # it says that there is none; after anything else there may be one
+                self.store.dissolve(self.at + mark)
+            raise
+        self.store.submitted(self.at + mark, self.at + batch.id)
+        self.tell(f"batch {batch.id}: {count} texts submitted")
+        return count
 
-    async def _write(self, file: IO[bytes], most: int) -> list[Key]:
-        """Write requests to `file` until it is full or the budget is; returns what they ask for."""
-        keys: list[Key] = []
-        while len(keys) < most and file.tell() < LARGEST_FILE and not self.summary.stopped:
-            rows = self.store.claim(min(64, most - len(keys)))
+    async def _write(self, file: IO[bytes], mark: str, most: int) -> int:
+        """Write requests to `file` until it or the budget is full, each begun as part of `mark`; returns how many."""
+        count = 0
+        while count < most and file.tell() < LARGEST_FILE and not self.summary.stopped:
+            rows = self.store.claim(min(64, most - count))
             if not rows:
                 break
             for row in rows:
-                if self.summary.stopped or not await self._write_one(file, row):
+                if self.summary.stopped or not await self._write_one(file, mark, row):
                     self.store.release([row.key])
                 else:
-                    keys.append(row.key)
-            self.store.renew()
-        return keys
+                    count += 1
+        return count
 
-    async def _write_one(self, file: IO[bytes], row: Annotation) -> bool:
+    async def _write_one(self, file: IO[bytes], mark: str, row: Annotation) -> bool:
         try:
             messages = await asyncio.to_thread(self.job.request, row.key)
+            most = most_dollars(self.job, row.key, self.price, batch=True)
         except CersError as error:
-            self._record(row.key, Outcome("failed", reason=str(error)), None)
+            self.store.record(row.key, Outcome("failed", reason=str(error)))
+            self.summary.done["failed"] += 1
             return False
-        if not self.store.begin(row.key, self._most(row.key), self.max_cost):
+        if row.raw is not None:
+            messages = repair(messages, row.raw, row.reason)
+            most += self.price.cost(self.job.config.max_tokens, 0, batch=True)
+        if not self.store.begin(row.key, most, self.max_cost, batch=self.at + mark):
             self.summary.stopped = f"more could exceed the {self.max_cost:g} dollars allowed; raise --max-cost to go on"
             return False
         line = {
@@ -181,28 +214,17 @@ class _Batches:
         file.write(json.dumps(line).encode("utf-8") + b"\n")
         return True
 
-    def _most(self, key: Key) -> float:
-        if not (self.price.input or self.price.output):
-            return 0.0
-        tokens_in, _ = self.job.tokens(key, self.price)
-        return self.price.cost(3 * tokens_in // 2 + 400, self.job.config.max_tokens, batch=True)
-
-    def _free(self, keys: Iterable[Key]) -> None:
-        """The calls for `keys` were counted but will not be charged."""
-        for key in keys:
-            self.store.settle(key, self._most(key))
-
     async def _collect(self) -> int:
         """Take in what finished batches have brought; returns how many are still running."""
         running = 0
-        for id in self.store.batches():
+        for id in self._batches():
             if id.startswith(_MARK):
                 continue
             try:
                 batch = await self.client.api.batches.retrieve(id)
             except openai.NotFoundError:
-                self.tell(f"batch {id}: the provider does not know it any more; its texts are free again")
-                self.store.submitted(id, None)
+                freed = self.store.dissolve(self.at + id, charged=True)
+                self.tell(f"batch {id}: the provider does not know it any more; its {freed} texts are free again")
                 continue
             except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError) as error:
                 self.tell(f"batch {id}: {self.client.clean(str(error))}")
@@ -219,8 +241,8 @@ class _Batches:
         return running
 
     async def _take_in(self, batch: Batch) -> None:
-        rows = {_custom_id(row.key): row.key for row in self.store.rows(batch=batch.id, state="pending")}
-        total = len(rows)
+        name = self.at + batch.id
+        rows = {_custom_id(row.key): row for row in self.store.rows(batch=name, state="pending")}
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id is None:
                 continue
@@ -228,39 +250,43 @@ class _Batches:
             for line in content.text.splitlines():
                 with suppress(ValueError):
                     result = json.loads(line)
-                    if key := rows.pop(result.get("custom_id"), None):
-                        self._record(key, self._outcome(result), batch.id)
-        self._free(rows.values())  # what it did not get to
-        self.store.submitted(batch.id, None)
+                    if row := rows.get(result.get("custom_id")):
+                        self._take(row, result, name)
+        left = self.store.dissolve(name)  # what it did not get to
         why = "; ".join(error.message or "" for error in (batch.errors.data or [])) if batch.errors else ""
-        self.tell(f"batch {batch.id}: {batch.status}, {total - len(rows)} answers {self.client.clean(why)}".rstrip())
-        if batch.status == "failed" and total == len(rows):
-            raise CersError(f"the provider refused batch {batch.id}: {self.client.clean(why) or 'no reason given'}")
+        why = self.client.clean(why)
+        self.tell(f"batch {batch.id}: {batch.status}, {len(rows) - left} answers {why}".rstrip())
+        if batch.status == "failed" and left == len(rows):
+            raise CersError(f"the provider refused batch {batch.id}: {why or 'no reason given'}")
 
-    def _outcome(self, result: dict[str, Any]) -> Outcome:
+    def _take(self, row: Annotation, result: dict[str, Any], batch: str) -> None:
+        outcome, reply = self._outcome(result)
+        if outcome.state == "invalid" and row.raw is None:  # asked once more, in the next batch
+            outcome = replace(outcome, state="pending")
+            self.unusable += 1
+        paid: Paid | None = Paid()
+        if reply:
+            price = price_of(row.model, load_prices(self.job.config.prices), local=self.local) or FREE
+            cost = price.cost(reply.tokens_in, reply.tokens_out, batch=True)
+            paid = Paid(reply.tokens_in, reply.tokens_out, cost) if reply.counted else None
+            self.summary.cost += cost
+        self.store.collect(row.key, batch, outcome, paid)
+        self.summary.done[outcome.state] += outcome.state != "pending"
+
+    def _outcome(self, result: dict[str, Any]) -> tuple[Outcome, Reply | None]:
+        """What a line of a result file says, and the reply in it."""
         response = result.get("response") or {}
         body = response.get("body") or {}
         if response.get("status_code") != 200:
             error = body.get("error") or result.get("error") or {}
             reason = self.client.clean(f"{response.get('status_code', '')} {error.get('message', error)}")
-            refused = error.get("code") in ("content_policy_violation", "content_filter")
-            return Outcome("refused" if refused else "failed", reason=reason.strip())
+            refused = error.get("code") in POLICY
+            return Outcome("refused" if refused else "failed", reason=reason.strip()), None
         try:
             reply = reply_of(body, 0.0)
         except BusyError as error:
-            return Outcome("failed", reason=str(error))
-        reading: Reading = read_reply(reply)
-        cost = self.price.cost(reply.tokens_in, reply.tokens_out, batch=True)
-        return Outcome(
-            reading.state, reply.text, reading.rationale, reading.reason, reply.tokens_in, reply.tokens_out, cost, 0.0
-        )
-
-    def _record(self, key: Key, outcome: Outcome, batch: str | None) -> None:
-        if batch:
-            self.store.settle(key, self._most(key))
-        self.store.record(key, outcome, batch)
-        self.summary.done[outcome.state] += 1
-        self.summary.cost += outcome.cost
+            return Outcome("failed", reason=str(error)), None
+        return outcome_of(reply, read_reply(reply)), reply
 
 
 def _custom_id(key: Key) -> str:

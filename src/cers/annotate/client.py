@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
@@ -26,8 +26,9 @@ except ModuleNotFoundError:
     raise CersError("asking a language model needs the package openai: pip install 'cers[llm]'") from None
 
 _MODERN = ("openai.com", "azure.com")  # hosts that limit answers by max_completion_tokens
-_POLICY = ("content_filter", "content_policy_violation", "moderation_blocked")
+POLICY = ("content_filter", "content_policy_violation", "moderation_blocked")
 _NO_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+_BEHIND_GATEWAYS = (408, 502, 504, 520, 522, 524)  # the model may have answered, and only a gateway lost patience
 _SECRET = re.compile(r"\b(?:sk|key|api)-[\w*\-]{6,}")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -63,6 +64,7 @@ class Dialect:
 
     schema: bool = True
     limit: str = "max_tokens"
+    settled: bool = False  # whether the server has said how it wants the length limited
 
 
 class Client:
@@ -75,21 +77,25 @@ class Client:
     def __init__(self, config: AnnotateConfig, url: str) -> None:
         host = host_of(url)
         local = is_this_machine(host)
-        key = os.environ.get(config.key_variable)
+        key = os.environ.get(config.key_variable, "").strip()
         if not key and not local:
             raise CersError(f"no key for {host}: set the environment variable {config.key_variable}")
+        if not (key.isascii() and key.isprintable()):
+            raise CersError(f"the key in {config.key_variable} holds characters that no key has; set it anew")
         self.config = config
         self.pause = 0.0  # seconds that the last reply asked everybody to wait
         self._key = key
         self._dialect = Dialect(limit="max_completion_tokens" if host.endswith(_MODERN) else "max_tokens")
         self.api = AsyncOpenAI(
-            api_key=key or "none",
+            api_key=self._key or "none",
             base_url=url,
             max_retries=0,  # every call is counted, so nobody else may repeat one
-            timeout=config.timeout,
+            timeout=self.config.timeout,
             # Images go to the host that was allowed: not on to where a redirect points, nor from here to here by proxy.
             http_client=DefaultAsyncHttpxClient(follow_redirects=False, trust_env=not local),
         )
+        if self.api.base_url.host != host:
+            raise CersError(f"base_url names '{host}' or '{self.api.base_url.host}', as one reads it; write it plainly")
 
     async def __aenter__(self) -> Self:
         return self
@@ -149,7 +155,7 @@ class Client:
             return CersError(f"the server refuses: {said}; check base_url, model and {self.config.key_variable}")
         if error.code in _NO_QUOTA or error.status_code == 402:
             return CersError(f"the account's quota is used up: {said}; top it up and run the same command again")
-        if error.code in _POLICY or "content management policy" in lower:
+        if error.code in POLICY or "content management policy" in lower:
             return DeclinedError(said)
         if "image" in lower and re.search(r"mmproj|not support|unsupported|multimodal|vision", lower):
             return CersError(
@@ -158,8 +164,12 @@ class Client:
         if error.status_code in (400, 422) and self._step_back(sent, lower):
             return AgainError(said)
         if error.status_code in (408, 409, 425, 429) or error.status_code >= 500:
-            limited = error.status_code in (429, 503)
-            return BusyError(f"{error.status_code}: {said}", wait=_retry_after(error.response.headers), limited=limited)
+            return BusyError(
+                f"{error.status_code}: {said}",
+                wait=_retry_after(error.response.headers),
+                lost=error.status_code in _BEHIND_GATEWAYS,
+                limited=error.status_code in (429, 503),
+            )
         if error.status_code < 400:
             return CersError(
                 f"the server at {error.response.url.host} redirects elsewhere; set base_url to the final address"
@@ -172,8 +182,10 @@ class Client:
             self._dialect.schema = False
             return True
         for limit, other in (("max_tokens", "max_completion_tokens"), ("max_completion_tokens", "max_tokens")):
-            if limit in sent and limit in complaint:
-                self._dialect.limit = other
+            if limit in sent and re.search(rf"\b{limit}\b", complaint):
+                if self._dialect.limit == limit and self._dialect.settled:
+                    return False  # it is the value that the server does not like
+                self._dialect = replace(self._dialect, limit=other, settled=True)
                 return True
         return False
 
@@ -188,8 +200,8 @@ def reply_of(completion: Any, seconds: float) -> Reply:
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         message = choice["message"]
         return Reply(
-            text=message.get("content") or "",
-            refusal=message.get("refusal"),
+            text=_text(message.get("content")),
+            refusal=_text(message.get("refusal")) or None,
             finish=choice.get("finish_reason"),
             tokens_in=int(usage.get("prompt_tokens") or 0),
             tokens_out=int(usage.get("completion_tokens") or 0),
@@ -197,6 +209,13 @@ def reply_of(completion: Any, seconds: float) -> Reply:
         )
     except (LookupError, TypeError, AttributeError, ValueError):
         raise BusyError("an answer that is no chat completion", lost=True) from None
+
+
+def _text(content: Any) -> str:
+    """Text of a message, whole or in parts, fit for UTF-8 whatever the model put together."""
+    parts = content if isinstance(content, list) else [content]
+    said = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "".join(str(part) for part in said if part).encode("utf-8", "replace").decode("utf-8")
 
 
 def _retry_after(headers: Any) -> float | None:

@@ -20,11 +20,15 @@ def server_url(config: AnnotateConfig) -> str:
         CersError: no http or https address, or one with a password in it.
     """
     url = config.base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise CersError(f"base_url '{url}' is no address; expected e.g. http://localhost:8000/v1")
-    if parts.username or parts.password:
+    if "@" in url:
         raise CersError("base_url must not hold a user or password; put the key into the environment")
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
+    except ValueError:  # half an IPv6 address, or a port that is none
+        sound = False
+    if not sound:
+        raise CersError(f"base_url '{url}' is no address; expected e.g. http://localhost:8000/v1")
     return url
 
 

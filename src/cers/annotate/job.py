@@ -20,7 +20,7 @@ from cers.annotate.prices import Price, text_tokens
 from cers.annotate.prompts import Prompt, load_prompts
 from cers.annotate.redact import redact_image, redact_report
 from cers.annotate.settings import AnnotateConfig
-from cers.cot.store import ROLES, Key, Role, Task
+from cers.cot.records import ROLES, Key, Role, Task
 from cers.data.case import Case
 from cers.data.images import image_size, read_image, read_mask
 from cers.errors import CersError
@@ -141,3 +141,9 @@ class Job:
 
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def most_dollars(job: Job, key: Key, price: Price, *, batch: bool = False) -> float:
+    """The most that asking for `key` can cost: a longest answer, and half as much input again as is estimated."""
+    tokens_in, _ = job.tokens(key, price)
+    return price.cost(3 * tokens_in // 2 + 400, job.config.max_tokens, batch=batch)

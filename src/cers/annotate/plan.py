@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from cers.annotate.hosts import host_of, is_this_machine, server_url
 from cers.annotate.job import Job
 from cers.annotate.prices import FREE, Price, load_prices, price_of
-from cers.cot.store import FAILED, ROLES, Annotation, AnnotationStore, Key, Role, State, Task
+from cers.cot.records import FAILED, ROLES, Annotation, Key, Role, State, Task
+from cers.cot.store import AnnotationStore
 
 _ENOUGH = 5  # answers in the store from which on their means replace the estimates
 

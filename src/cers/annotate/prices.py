@@ -83,5 +83,6 @@ def unknown_price(model: str, prices: dict[str, Price]) -> CersError:
 
 
 def text_tokens(text: str) -> int:
-    """A rough count of the tokens of `text`."""
-    return math.ceil(len(text) / _CHARACTERS_PER_TOKEN)
+    """A rough count of the tokens of `text`; beyond ASCII a character may be one, or more."""
+    plain = sum(map(str.isascii, text))
+    return math.ceil(plain / _CHARACTERS_PER_TOKEN) + len(text) - plain

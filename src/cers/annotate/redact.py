@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 REDACTED = "[redacted]"
 _BORDER = 0.2  # share of the side in which text is looked for
 _NAME = r"[A-ZÀ-ÖØ-Þ][\w'’\-]+"
+_MONTH = r"(?:jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[a-z]*"
 _PATTERNS = tuple(
     re.compile(pattern)
     for pattern in (
-        rf"(?:(?:\b(?:Dr|Prof|Mr|Mrs|Ms|Miss|Herr|Frau|Mme|Sr|Sra)\b\.?)\s+)+(?:[A-Z]\.\s*)*{_NAME}(?:\s+{_NAME})*",
+        rf"(?:(?:\b(?:Dr|Prof|Mr|Mrs|Ms|Miss|Herrn?|Frau|Mme|Sr|Sra)\b\.?)\s*(?:(?:med|rer|nat|univ)\b\.?\s*)*)+"
+        rf"(?:[A-Z]\.\s*)*{_NAME}(?:\s+{_NAME})*",
+        rf"\b{_NAME}(?:\^{_NAME})+",  # as DICOM writes names
         rf"(?i:\b(?:patient(?:'s)?(?:\s+name)?|name|surname|physician|referred\s+by|reported\s+by|radiologist|signed(?:\s+by)?)"
         rf"\s*[:=]\s*){_NAME}(?:[\s,]+{_NAME})*",
         rf"(?i:\b(?:signed|reported|dictated|referred)\s+by\s+){_NAME}(?:[\s,]+{_NAME})*",
         r"[\w.+\-]+@[\w\-]+\.[\w.\-]+",
         r"\b\d{1,4}[./\-]\d{1,2}[./\-]\d{2,4}\b",
+        rf"(?i:\b\d{{1,2}}\.?\s*{_MONTH}\.?,?\s*\d{{4}}|\b{_MONTH}\.?\s*\d{{1,2}},?\s*\d{{4}})\b",
         r"(?i:\b(?:MRN|ID|accession|case|chart|SSN|tel|phone)\b[\s.:#no]*)[A-Z]{0,3}\d[\d\-/]{3,}",
         r"\b\d{6,}\b",
     )

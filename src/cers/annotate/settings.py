@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cers.config import MaskReading, Section, validate_settings
 from cers.errors import CersError
+
+_OURS = {"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens", "response_format"}
 
 
 class AnnotateConfig(Section):
@@ -34,6 +36,14 @@ class AnnotateConfig(Section):
     concurrency: int = Field(8, ge=1, le=256, description="calls in flight")
     timeout: float = Field(120.0, gt=0, description="seconds to wait for an answer")
     prices: Path | None = Field(None, description="own price table; see `cers annotate prices`")
+
+    @field_validator("extra")
+    @classmethod
+    def _of_one_answer(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        """A stream cannot be read, several answers would be paid for and thrown away, and the rest is set elsewhere."""
+        if taken := sorted(set(extra) & _OURS):
+            raise ValueError(f"may not hold '{taken[0]}', which is set by other settings or cannot be changed")
+        return extra
 
 
 def load_annotate_config(path: Path | None = None, overrides: Sequence[str] = ()) -> AnnotateConfig:

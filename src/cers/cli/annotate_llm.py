@@ -8,7 +8,8 @@ import typer
 
 if TYPE_CHECKING:
     from cers.annotate.job import Job
-    from cers.cot.store import AnnotationStore, Role, State
+    from cers.cot.records import Role, State
+    from cers.cot.store import AnnotationStore
 
 Data = Annotated[Path, typer.Argument(help="Folder or manifest of the dataset.")]
 Settings = Annotated[list[str] | None, typer.Argument(help="Settings as key=value, e.g. model=gpt-5.2 modality=MR.")]
@@ -100,7 +101,8 @@ def status(store: Annotated[Path, typer.Argument(help="The store of a run.")] = 
     from datetime import datetime
 
     from cers.cli.console import say, say_table
-    from cers.cot.store import STATES, AnnotationStore
+    from cers.cot.records import STATES
+    from cers.cot.store import AnnotationStore
 
     with AnnotationStore(store, create=False) as opened:
         groups: dict[tuple[str, str, str], dict[str, float]] = {}
@@ -218,7 +220,7 @@ def _end(stopped: str | None) -> None:
 
 
 def _roles(role: str | None) -> "Collection[Role]":
-    from cers.cot.store import ROLES
+    from cers.cot.records import ROLES
     from cers.errors import CersError, nearest
 
     chosen = tuple(known for known in ROLES if role in (None, known))
@@ -228,7 +230,7 @@ def _roles(role: str | None) -> "Collection[Role]":
 
 
 def _states(again: bool) -> "Collection[State]":
-    from cers.cot.store import FAILED
+    from cers.cot.records import FAILED
 
     return (*FAILED, "invalid", "refused") if again else FAILED
 

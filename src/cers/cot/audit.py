@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 
 from cers.cot.rationale import ASPECTS, MAX_TOKENS, Rationale, audit_rationale, render, tokens
-from cers.cot.store import ROLES, Role
+from cers.cot.records import ROLES, Role
 from cers.cot.texts import Written, repeats
 
 NEARLY = 0.8

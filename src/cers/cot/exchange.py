@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cers.cot.rationale import MalformedRationale, parse_rationale, render
-from cers.cot.store import AnnotationStore, Role
+from cers.cot.records import Role
+from cers.cot.store import AnnotationStore
 from cers.cot.texts import read_texts, repeats
 from cers.errors import CersError
 from cers.files import write_atomic

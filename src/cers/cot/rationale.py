@@ -178,9 +178,9 @@ def _json_parts(text: str) -> list[tuple[str, str]] | None:
         return None
     try:
         pairs = json.loads(text[start : end + 1], object_pairs_hook=list, strict=False)
-    except ValueError:
+        return list(_named(pairs)) or None
+    except (ValueError, RecursionError):  # a small model may open brackets without end
         return None
-    return list(_named(pairs)) or None
 
 
 def _named(pairs: Any) -> Iterator[tuple[str, str]]:

@@ -12,23 +12,18 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Self
 
 from cers.cot.rationale import ASPECTS, MalformedRationale, Rationale, parse_rationale
+from cers.cot.records import FAILED, IMPORTED, STATES, Annotation, Key, Outcome, Paid, Role, State, Task
 from cers.errors import CersError
 
-Role = Literal["labelled", "unlabelled"]
-State = Literal["pending", "ok", "invalid", "refused", "failed"]
-STATES: tuple[State, ...] = get_args(State)
-ROLES: tuple[Role, ...] = get_args(Role)
-
 LEASE_SECONDS = 30.0
-FAILED: tuple[State, ...] = ("failed",)
-IMPORTED = "imported"  # the prompt version of texts that were written elsewhere
+_FEW = 4  # images that may always have changed
 
 _VERSION = 1
 _SCHEMA = """
@@ -40,7 +35,7 @@ CREATE TABLE annotation (
   cost REAL NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
   image_hash TEXT, mask_hash TEXT, report_hash TEXT, reason TEXT,
   created REAL NOT NULL, updated REAL NOT NULL,
-  at_risk REAL NOT NULL DEFAULT 0, owner TEXT, lease REAL, batch TEXT,
+  at_risk REAL NOT NULL DEFAULT 0, owner TEXT, lease REAL, batch TEXT, batch_dollars REAL NOT NULL DEFAULT 0,
   PRIMARY KEY (image, role, prompt, model),
   CHECK ((state = 'ok') = (texture IS NOT NULL))
 ) WITHOUT ROWID;
@@ -52,73 +47,6 @@ _FIELDS = (
     "cost, seconds, image_hash, mask_hash, report_hash, reason, created, updated, batch"
 )
 _KEY = "image = ? AND role = ? AND prompt = ? AND model = ?"
-
-
-class Key(NamedTuple):
-    """What a row is about: image id, role, prompt version and model."""
-
-    image: str
-    role: Role
-    prompt: str
-    model: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """A text that is wanted, with hashes of what it is to be written from; None for what there is not."""
-
-    key: Key
-    image_hash: str
-    mask_hash: str | None = None
-    report_hash: str | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of the calls for a row. Tokens, dollars and seconds are added to those the row has."""
-
-    state: State
-    raw: str | None = None
-    rationale: Rationale | None = None
-    reason: str | None = None
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost: float = 0.0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """One row. `rationale` is there in state `ok` only, `reason` in `invalid`, `refused` and `failed`.
-
-    `attempts` counts calls begun; tokens, `cost` (US dollars) and `seconds` are sums over them. `created` and `updated`
-    are seconds since 1970. `batch` names the provider's batch that the row waits for.
-    """
-
-    image: str
-    role: Role
-    prompt: str
-    model: str
-    state: State
-    attempts: int
-    raw: str | None
-    rationale: Rationale | None
-    tokens_in: int
-    tokens_out: int
-    cost: float
-    seconds: float
-    image_hash: str | None
-    mask_hash: str | None
-    report_hash: str | None
-    reason: str | None
-    created: float
-    updated: float
-    batch: str | None
-
-    @property
-    def key(self) -> Key:
-        """What the row is about."""
-        return Key(self.image, self.role, self.prompt, self.model)
 
 
 class AnnotationStore:
@@ -147,14 +75,22 @@ class AnnotationStore:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.release()
+        with suppress(sqlite3.Error):
+            self.release()
         self._db.close()
+        if isinstance(error, sqlite3.Error):
+            raise CersError(
+                f"{self.path} cannot be written: {error}; mend that and run the same command again"
+            ) from None
 
     def add_pending(self, tasks: Iterable[Task], again: Collection[State] = FAILED) -> int:
         """Want these texts; returns how many are still to be written. `claim` hands out these and no others.
 
         A row whose image, mask or report has changed since becomes pending anew, and so does one whose state is in
         `again`. What was paid for it stays in its sums.
+
+        Raises:
+            CersError: most images of the rows that are done are others now, as if the store were of another dataset.
         """
         now = time.time()
         wanted = [(*t.key, t.image_hash, t.mask_hash, t.report_hash) for t in tasks]
@@ -162,6 +98,7 @@ class AnnotationStore:
         with self._transaction():
             self._db.execute("DELETE FROM wanted")
             self._db.executemany("INSERT OR IGNORE INTO wanted VALUES (?, ?, ?, ?, ?, ?, ?)", wanted)
+            self._refuse_strangers()
             self._db.execute(
                 "INSERT INTO annotation"
                 " (image, role, prompt, model, image_hash, mask_hash, report_hash, created, updated)"
@@ -170,8 +107,9 @@ class AnnotationStore:
             )
             self._db.execute(
                 "UPDATE annotation SET state = 'pending', raw = NULL, texture = NULL, boundary = NULL, context = NULL,"
-                " summary = NULL, reason = NULL, batch = NULL, owner = NULL, updated = ?, image_hash = w.image_hash,"
-                " mask_hash = w.mask_hash, report_hash = w.report_hash FROM wanted w"
+                " summary = NULL, reason = NULL, batch = NULL, batch_dollars = 0, owner = NULL,"
+                " updated = ?, image_hash = w.image_hash, mask_hash = w.mask_hash, report_hash = w.report_hash"
+                " FROM wanted w"
                 " WHERE (annotation.image, annotation.role, annotation.prompt, annotation.model)"
                 " = (w.image, w.role, w.prompt, w.model) AND ((annotation.image_hash, ifnull(annotation.mask_hash, ''),"
                 " ifnull(annotation.report_hash, '')) IS NOT (w.image_hash, ifnull(w.mask_hash, ''),"
@@ -186,13 +124,16 @@ class AnnotationStore:
         return int(self._db.execute(f"SELECT count(*) FROM annotation {where}").fetchone()[0])
 
     def claim(self, n: int) -> list[Annotation]:
-        """Lease up to `n` wanted pending rows that nobody else holds; two processes never get the same one."""
+        """Lease up to `n` wanted pending rows that nobody holds; two processes never get the same one.
+
+        A process does not get its own rows again even if it slept past their lease: it is still at work on them.
+        """
         now = time.time()
         with self._transaction():
             rows = self._select(
-                f"{_WANTED} AND state = 'pending' AND batch IS NULL AND (owner IS NULL OR lease < ?)"
+                f"{_WANTED} AND state = 'pending' AND batch IS NULL AND (owner IS NULL OR (owner != ? AND lease < ?))"
                 " ORDER BY image, role LIMIT ?",
-                (now, n),
+                (self.owner, now, n),
             )
             self._db.executemany(
                 f"UPDATE annotation SET owner = ?, lease = ? WHERE {_KEY}",
@@ -216,65 +157,71 @@ class AnnotationStore:
                 [(*key, self.owner) for key in keys],
             )
 
-    def begin(self, key: Key, dollars: float = 0.0, max_cost: float | None = None) -> bool:
+    def begin(self, key: Key, dollars: float = 0.0, max_cost: float | None = None, *, batch: str | None = None) -> bool:
         """Count a call before it is sent, with the most it can cost; False, and not counted, beyond `max_cost`.
 
-        So a call whose answer is lost in a crash was counted, and its price stays at risk until `settle`.
+        So a call whose answer is lost in a crash was counted, and its price stays at risk until `settle`. With `batch`
+        the call becomes part of it, and what comes of it is told to `collect` or `dissolve`.
         """
-        count = f"UPDATE annotation SET attempts = attempts + 1, at_risk = at_risk + ? WHERE {_KEY}"
-        if max_cost is None:
-            self._db.execute(count, (dollars, *key))
-            return True
         with self._transaction():
-            if sum(self.spent()) + dollars > max_cost:
+            if max_cost is not None and sum(self.spent()) + dollars > max_cost:
                 return False
-            self._db.execute(count, (dollars, *key))
+            self._db.execute(
+                "UPDATE annotation SET attempts = attempts + 1, at_risk = at_risk + ?1, batch = ?2,"
+                " batch_dollars = CASE WHEN ?2 IS NULL THEN 0 ELSE ?1 END"
+                " WHERE image = ?3 AND role = ?4 AND prompt = ?5 AND model = ?6",
+                (dollars, batch, *key),
+            )
         return True
 
-    def settle(self, key: Key, dollars: float) -> None:
+    def settle(self, key: Key, dollars: float, paid: Paid = Paid()) -> None:  # noqa: B008
         """The server has answered a call begun with `dollars`: what it really cost is known, or is nothing."""
-        if dollars:
-            self._db.execute(f"UPDATE annotation SET at_risk = at_risk - ? WHERE {_KEY}", (dollars, *key))
+        self._db.execute(
+            "UPDATE annotation SET at_risk = at_risk - ?, tokens_in = tokens_in + ?, tokens_out = tokens_out + ?,"
+            f" cost = cost + ?, seconds = seconds + ? WHERE {_KEY}",
+            (dollars, *paid, *key),
+        )
 
     def spent(self) -> tuple[float, float]:
         """Dollars paid according to the servers' token counts, and dollars at most paid for answers not received."""
         paid, at_risk = self._db.execute("SELECT total(cost), total(at_risk) FROM annotation").fetchone()
         return paid, max(at_risk, 0.0)
 
-    def record(self, key: Key, outcome: Outcome, batch: str | None = None) -> None:
-        """Write down what came of a row that this process, or `batch`, holds, and let go of it.
+    def record(self, key: Key, outcome: Outcome) -> None:
+        """Write down what came of a row that this process holds, and let go of it.
 
-        Where it no longer holds the row (another process does, or the image has changed) only what was paid is added.
+        Nothing happens where it no longer holds the row: another process does, or the image has changed.
         """
-        spent = (outcome.tokens_in, outcome.tokens_out, outcome.cost, outcome.seconds)
-        aspects = astuple(outcome.rationale) if outcome.rationale else (None,) * len(ASPECTS)
-        with self._transaction():
-            self._db.execute(
-                "UPDATE annotation SET tokens_in = tokens_in + ?, tokens_out = tokens_out + ?, cost = cost + ?,"
-                f" seconds = seconds + ? WHERE {_KEY} AND (? IS NULL OR batch = ?)",
-                (*spent, *key, batch, batch),
-            )
-            self._db.execute(
-                "UPDATE annotation SET state = ?, raw = ?, texture = ?, boundary = ?, context = ?, summary = ?,"
-                " reason = ?, updated = ?, owner = NULL, lease = NULL, batch = NULL"
-                f" WHERE {_KEY} AND state = 'pending' AND (owner = ? OR batch = ?)",
-                (outcome.state, outcome.raw, *aspects, outcome.reason, time.time(), *key, self.owner, batch),
-            )
+        self._db.execute(
+            f"UPDATE annotation SET {_OUTCOME} WHERE {_KEY} AND state = 'pending' AND owner = ?",
+            (*_values(outcome), *key, self.owner),
+        )
 
-    def enter_batch(self, keys: Iterable[Key], batch: str) -> None:
-        """Put rows that this process holds into a batch; they stay leased until `submitted`."""
-        with self._transaction():
-            self._db.executemany(
-                f"UPDATE annotation SET batch = ? WHERE {_KEY} AND owner = ?",
-                [(batch, *key, self.owner) for key in keys],
-            )
-
-    def submitted(self, batch: str, provider_id: str | None) -> None:
-        """The provider took `batch` under its own id; None: it does not have it, and its rows are free again."""
+    def submitted(self, mark: str, batch: str) -> None:
+        """The provider took the batch that was begun as `mark`; from now on it is called `batch`."""
         self._db.execute(
             "UPDATE annotation SET batch = ?, owner = NULL, lease = NULL WHERE batch = ? AND state = 'pending'",
-            (provider_id, batch),
+            (batch, mark),
         )
+
+    def collect(self, key: Key, batch: str, outcome: Outcome, paid: Paid | None = Paid()) -> None:  # noqa: B008
+        """Write down what `batch` brought for a row, once; `paid` None: it was charged, and nobody knows how much."""
+        self._db.execute(
+            f"UPDATE annotation SET {_OUTCOME}, tokens_in = tokens_in + ?, tokens_out = tokens_out + ?,"
+            " cost = cost + ?, seconds = seconds + ?, at_risk = at_risk - CASE WHEN ? THEN batch_dollars ELSE 0 END,"
+            f" batch = NULL, batch_dollars = 0 WHERE {_KEY} AND state = 'pending' AND batch = ?",
+            (*_values(outcome), *(paid or Paid()), paid is not None, *key, batch),
+        )
+
+    def dissolve(self, batch: str, *, charged: bool = False) -> int:
+        """Free the rows that still wait for `batch`; returns how many. Unless `charged`, they count as never asked."""
+        undo = "" if charged else "attempts = attempts - 1, at_risk = at_risk - batch_dollars,"
+        found = self._db.execute(
+            f"UPDATE annotation SET {undo} batch = NULL, batch_dollars = 0, owner = NULL, lease = NULL"
+            " WHERE batch = ? AND state = 'pending'",
+            (batch,),
+        )
+        return found.rowcount
 
     def batches(self) -> dict[str, int]:
         """Batches that rows wait for, with their number; those that a living process is about to submit left out."""
@@ -360,6 +307,17 @@ class AnnotationStore:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {_VERSION}")
 
+    def _refuse_strangers(self) -> None:
+        known, changed = self._db.execute(
+            "SELECT count(*), total(a.image_hash != w.image_hash) FROM annotation a JOIN wanted w"
+            " USING (image, role, prompt, model) WHERE a.state != 'pending'"
+        ).fetchone()
+        if changed > max(_FEW, known / 2):
+            raise CersError(
+                f"{changed:.0f} of {known} images are not those that {self.path} was written about; "
+                "for another dataset name another --store"
+            )
+
     def _select(self, where: str, values: Sequence[Any] = ()) -> list[Annotation]:
         return [_annotation(row) for row in self._db.execute(f"SELECT {_FIELDS} FROM annotation {where}", values)]
 
@@ -374,7 +332,17 @@ class AnnotationStore:
         self._db.execute("COMMIT")
 
 
+_OUTCOME = (
+    "state = ?, raw = ?, texture = ?, boundary = ?, context = ?, summary = ?, reason = ?, updated = ?, owner = NULL,"
+    " lease = NULL"
+)
 _WANTED = "WHERE (image, role, prompt, model) IN (SELECT image, role, prompt, model FROM wanted)"
+
+
+def _values(outcome: Outcome) -> tuple[Any, ...]:
+    """For the places in `_OUTCOME`."""
+    aspects = astuple(outcome.rationale) if outcome.rationale else (None,) * len(ASPECTS)
+    return outcome.state, outcome.raw, *aspects, outcome.reason, time.time()
 
 
 def _annotation(row: Sequence[Any]) -> Annotation:

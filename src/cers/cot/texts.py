@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cers.cot.rationale import MalformedRationale, Rationale, parse_rationale, render
-from cers.cot.store import ROLES, Annotation, AnnotationStore, Role
+from cers.cot.records import ROLES, Annotation, Role
+from cers.cot.store import AnnotationStore
 from cers.data.names import key
 from cers.data.tables import read_table, role_of_table
 from cers.errors import CersError, nearest

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from cers.annotate.settings import AnnotateConfig
-from cers.cot.store import ROLES, Role
+from cers.cot.records import ROLES, Role
 from cers.errors import CersError
 
 DEFAULT_VERSION = "v1"
@@ -60,6 +61,12 @@ class Prompt:
             return _compiled(self.template).render(values).strip()
         except TemplateError as error:
             raise CersError(f"prompt {self.role}.md: {error}; it may use {', '.join(VARIABLES)}") from None
+
+
+def repair(messages: list[dict[str, Any]], answer: str, reason: str | None) -> list[dict[str, Any]]:
+    """`messages`, continued by an `answer` that cannot be used, and the request for another."""
+    said = [{"role": "assistant", "content": answer}] if answer else []
+    return [*messages, *said, {"role": "user", "content": REPAIR.format(reason=reason)}]
 
 
 @cache

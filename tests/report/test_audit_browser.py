@@ -1,0 +1,49 @@
+"""The page of an audit in a real browser: it fits, shows its images, asks for nothing and runs nothing."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Browser
+
+from cers.report.audit import AuditPage, WorstCase, WorstText, render_audit
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+TEXT = "Texture: bright.\nBoundary: <img src=x onerror=document.title='run'> sharp.\nContext: {0}.\nSummary: ö."
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine (looked for " + ", ".join(PROGRAMS) + ")")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    texts = [WorstText(f"text {i}", TEXT.format("beside a vessel" + " and on" * 40 * i)) for i in range(3)]
+    cases = [WorstCase("a" * 80, "why", texts, "<b>report</b>", "glioma"), WorstCase("gone", "no image", texts[:1])]
+    tables = {"Flaws": ([["kind", "N"], ["malformed", "2"]], "A text may have several.")}
+    page = AuditPage("Audit of rationales", {"Texts": ("1,234", "of two kinds")}, tables, {"Malformed": cases})
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 90), dtype=np.uint8)
+    path = tmp_path / "audit.html"
+    path.write_text(render_audit(page, lambda name: None if name == "gone" else pixels), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_fits_and_stands_alone(browser: Browser, file: Path, width: int) -> None:
+    browser.open(file, width)
+    assert browser.complaints() == []
+    assert [url for url in browser.requested() if not url.startswith("data:")] == [file.as_uri()]
+    assert browser.value("document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.value("document.title") == "Audit of rationales"
+    assert browser.value("[...document.images].map(image => image.naturalWidth)") == [90]
+    assert browser.value("[...document.images].every(image => image.alt.length > 0)")
+    assert browser.value("document.querySelectorAll('article.case').length") == 2
+    assert "<b>report</b>" in browser.value("document.body.innerText")
+    assert browser.value("document.querySelector('a.skip').hash") == "#worst"
