@@ -90,8 +90,8 @@ class Command:
         texts = [self.log.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".out", ".err")]
         return Done(self.process.exitcode, *texts)
 
-    def wait_until(self, reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
+    def wait_until(self, reached: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
         while not reached():
             assert self.process.is_alive(), self.wait()
             assert time.monotonic() < deadline

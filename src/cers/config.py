@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -216,12 +216,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values[name]
         if not isinstance(values, dict):
             raise CersError(f"override '{override}': '{name}' has no keys of its own")
-    if key == "method.name" and text != values.get("name", MethodConfig().name):
-        values.pop("settings", None)  # they are those of the method it was before
     try:
-        values[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:  # a regular expression, for instance
-        values[last] = text
+        value = text
+    if key == "method.name" and value != values.get("name", MethodConfig().name):
+        values.pop("settings", None)  # they are those of the method it was before
+    values[last] = value
 
 
 def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
@@ -235,7 +236,8 @@ def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _keys(model: type[BaseModel], sections: Sequence[int | str]) -> list[str]:
     for section in sections:
-        inner = model.model_fields[str(section)].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            model = inner
+        if isinstance(section, str) and section in model.model_fields:  # a number is the place in a list
+            annotation = model.model_fields[section].annotation
+            inner = (annotation, *get_args(annotation))
+            model = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), model)
     return list(model.model_fields)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from cers.data.case import Case
 from cers.data.loaders import BatchMaker
 from cers.data.splits import Split, dataset_hash, load_split, make_split, save_split
 from cers.engine.checkpoint import load_checkpoint, restore_method
-from cers.engine.device import actual_precision
-from cers.engine.log import OnRow
+from cers.engine.device import actual_precision, device_name
+from cers.engine.log import OnRow, read_log
 from cers.engine.trainer import Streams, Trainer
 from cers.engine.weights import build_encoder, fingerprint
 from cers.errors import CersError
@@ -34,6 +35,18 @@ FREE = {"data.path", "data.cache", "train.workers", "train.tensorboard", "train.
 # What a folder holds before it can be resumed, and what every run holds from then on.
 BEGUN = {"split.json", "text"}
 COMPLETE = {"config.yaml", *BEGUN}
+
+
+# What the state of a finished run says of its price, for `run.json`.
+COSTS = (
+    "seconds",
+    "wall_seconds",
+    "optimiser_steps",
+    "labelled_images",
+    "unlabelled_images",
+    "image_passes",
+    "peak_memory",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,15 @@ class Run:
         return make_batches(self.config, cases, self.texts, labelled, on_decode)
 
 
+@dataclass(frozen=True)
+class NewRun:
+    """A run that has not begun: its loop, and what its folder must hold first."""
+
+    trainer: Trainer
+    split: Split
+    texts: TextEncoders
+
+
 def train(
     config: RunConfig,
     folder: Path,
@@ -81,6 +103,29 @@ def train(
         Interrupted: Ctrl-C; `resume(folder)` goes on.
     """
     _require_free(folder, overwrite)
+    # Everything is read before an older run is deleted.
+    new = prepare(config, folder, on_note=on_note, on_row=on_row, on_decode=on_decode)
+    if folder.exists() and overwrite:
+        shutil.rmtree(folder)
+    save_split(new.split, folder / "split.json")
+    new.texts.save(folder / "text")
+    write_atomic(folder / "config.yaml", dump_config(new.trainer.config))
+    return _run(new.trainer)
+
+
+def prepare(
+    config: RunConfig,
+    folder: Path,
+    *,
+    on_note: Callable[[str], None] | None = None,
+    on_row: OnRow | None = None,
+    on_decode: Decoding | None = None,
+) -> NewRun:
+    """All that a new run in `folder` needs, with every file read; nothing is written there yet.
+
+    Raises:
+        CersError: bad settings or data.
+    """
     settings = method_settings(config.method.name, config.method.settings).model_dump(mode="json")
     config = config.resolved(actual_precision(config.train.precision), settings)
     cases = load_dataset(config)
@@ -88,14 +133,7 @@ def train(
         on_note(f"data.split is not set: making a grouped split, 8:1:1, kept as {folder / 'split.json'}")
     split = _split(config, cases)
     texts = fit_texts(config, training_cases(cases, split), split)
-    # Everything is read before an older run is deleted.
-    trainer = _trainer(config, folder, cases, split, texts, on_row, on_decode)
-    if folder.exists() and overwrite:
-        shutil.rmtree(folder)
-    save_split(split, folder / "split.json")
-    texts.save(folder / "text")
-    write_atomic(folder / "config.yaml", dump_config(config))
-    return _run(trainer)
+    return NewRun(_trainer(config, folder, cases, split, texts, on_row, on_decode), split, texts)
 
 
 def resume(
@@ -177,6 +215,7 @@ def _trainer(
     entries = [(id_, by_id[id_].group, by_id[id_].label) for id_ in split.labelled]
     method, weights = _create_method(config, entries, split.unlabelled, texts)
     facts = {**_facts(config, seen, split, texts), "encoder_weights": weights, "entries": entries}
+    facts |= {"reads_text": method.reads_text, "parameters": _trained_parameters(method)}
     maker = make_batches(config, seen, texts, split.labelled, on_decode)
     streams = Streams(split.labelled, split.unlabelled, split.val)
     return Trainer(method, maker, streams, config, folder, facts=facts, on_row=on_row)
@@ -186,12 +225,24 @@ def _run(trainer: Trainer) -> Path:
     folder = trainer.folder
     trainer.resume()
     state = trainer.run()
-    facts = {**trainer.facts, "seconds": state.seconds, "steps": state.step}
-    write_atomic(folder / "run.json", json.dumps(facts, indent=1))
     run = load_run(folder)
     if run.method.pool is not None:
         run.method.pool.save(folder / "pool", encoder=fingerprint(run.method.encoder))
+    costs = {name: getattr(state, name) for name in COSTS}
+    costs["step_seconds"] = _step_seconds(folder)
+    facts = {**trainer.facts, **costs, "steps": state.step, "device": device_name(), "best_step": state.best_step}
+    write_atomic(folder / "run.json", json.dumps(facts, indent=1))  # last: where it is, the run is whole
     return folder
+
+
+def _step_seconds(folder: Path) -> float | None:
+    """Median time of a step of the last stage, in which a method does all that it does."""
+    rows = [row for row in read_log(folder / "log.jsonl") if row["kind"] == "step"]
+    return median(row["seconds"] for row in rows if row["stage"] == rows[-1]["stage"]) if rows else None
+
+
+def _trained_parameters(method: Method) -> int:
+    return sum(p.numel() for p in method.parameters() if p.requires_grad)
 
 
 def _create_method(

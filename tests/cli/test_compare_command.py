@@ -62,9 +62,11 @@ def test_command_writes_each_format(folders):
     arguments = [str(f) for f in folders]
     markdown = CliRunner().invoke(app, [*arguments, "--format", "markdown", "--reference", "supervised"])
     assert markdown.exit_code == 0
-    assert "difference to supervised" in markdown.output.splitlines()[0]
-    assert "| Dice ↑ | cers | 2 | 8 | 8 | 0.770 |" in markdown.output
+    assert "Δ Dice to supervised" in markdown.output.splitlines()[0]
+    assert "| cers | 2 | 8 | 0.770 ± 0.007 |" in markdown.output
     rows = CliRunner().invoke(app, [*arguments, "--format", "csv"])
-    assert rows.output.splitlines()[1].startswith("dice,cers,2,8,8,0.77")
+    assert rows.output.splitlines()[1].startswith(",dice,cers,2,8,8,0.77")
+    assert CliRunner().invoke(app, [*arguments, "--format", "latex"]).output.startswith("\\begin{table}")
+    assert CliRunner().invoke(app, [*arguments, "--format", "html"]).output.startswith("<!DOCTYPE html>")
     table = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert "0.770" in table.output

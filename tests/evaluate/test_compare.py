@@ -1,16 +1,19 @@
 import csv
 import io
+import json
 import math
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cers.config import dump_config, parse_config
 from cers.data.case import Case
 from cers.data.splits import make_split, save_split
 from cers.errors import CersError
-from cers.evaluate.compare import compare
+from cers.evaluate.compare import compare, compare_sections
+from cers.evaluate.comparison_table import cost_rows, full_rows, legend, to_csv, to_latex, to_markdown
 from cers.evaluate.metrics import METRICS
 from cers.evaluate.table import build_rows, read_cases_csv, write_cases_csv
 from cers.predict.prediction import CasePrediction
@@ -72,22 +75,34 @@ def test_lower_distances_are_a_negative_difference(runs):
 def test_the_reference_comes_first_wherever_it_was_named(runs):
     table = compare(runs, "strong")
     assert [line.method for line in table.lines][:3] == ["strong", "weak", "alike"]
-    assert "difference to strong" in table.to_rows()[0]
+    assert "Δ Dice to strong" in full_rows(table)[0]
 
 
 def test_csv_holds_every_number_in_full(runs):
     table = compare(runs, "weak")
-    lines = list(csv.DictReader(io.StringIO(table.to_csv())))
+    lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert [float(line["mean"]) for line in lines] == [line.mean for line in table.lines]
 
 
-def test_markdown_has_a_head_and_a_line_for_each_row(runs):
+def test_markdown_has_a_head_a_line_for_each_method_and_says_what_its_intervals_cover(runs):
     table = compare(runs, "weak")
-    text = table.to_markdown().splitlines()
-    assert len(text) == len(table.to_rows()) + 1 == len(table.lines) + 2
-    assert len({line.count("|") for line in text}) == 1
-    assert text[2].startswith("| Dice ↑ | weak | 2 | 24 | 12 | 0.")
-    assert all(cell.strip() for line in text for cell in line.strip("|").split("|"))
+    text = to_markdown(table).splitlines()
+    lines = [line for line in text if line.startswith("|")]
+    assert len(lines) == len(runs) + 2
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[2].startswith("| weak | 2 | 24 (12 groups) | 0.")
+    assert all(cell.strip() for line in lines for cell in line.strip("|").split("|"))
+    assert any("covers cases and, from two seeds on, seeds" in line for line in text)
+
+
+def test_latex_is_balanced_and_escapes_what_it_must(runs):
+    text = to_latex(compare({"50 %_weak": runs["weak"], "b": runs["strong"]}, "50 %_weak"), "A & B")
+    assert r"50 \%\_weak" in text
+    assert r"\caption{A \& B}" in text
+    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert len(rows) == 3
+    assert len({line.replace(r"\&", "").count("&") for line in rows}) == 1
+    assert text.count(r"\begin{") == text.count(r"\end{")
 
 
 def test_different_cases_are_refused(runs, tmp_path):
@@ -137,4 +152,93 @@ def test_rows_of_one_line_per_method_are_independent_of_file_order(runs):
     before = compare(runs, "weak")
     path = runs["strong"][0] / "eval" / "cases.csv"
     write_cases_csv(read_cases_csv(path)[::-1], path)
-    assert replace(before, lines=compare(runs, "weak").lines).to_csv() == before.to_csv()
+    assert to_csv(compare(runs, "weak")) == to_csv(before)
+
+
+def with_facts(folder: Path, seed: int, facts: dict[str, object] | None = None, **train: object) -> Path:
+    """The run with a configuration and what it cost."""
+    config = parse_config({"seed": seed, "train": {"steps": 8, **train}})
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps(facts or {}), encoding="utf-8")
+    return folder
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    weak = [with_facts(make_run(tmp_path / f"w{s}", 0.08, s), s) for s in (0, 1, 2)]
+    strong = [with_facts(make_run(tmp_path / f"s{s}", 0.01, s + 10), s) for s in (2, 1, 5)]
+    line = compare({"weak": weak, "strong": strong}, "weak").rows[1].dice
+    scores = {
+        run: np.mean([r.metrics.dice for r in read_cases_csv(run / "eval" / "cases.csv") if r.branch == "declared"])
+        for run in (*weak, *strong)
+    }
+    mine, theirs = np.array([[scores[strong[1]], scores[strong[0]]], [scores[weak[1]], scores[weak[2]]]])
+    assert line.pairs == 2
+    assert line.difference == pytest.approx(np.mean(mine - theirs))
+    assert line.difference_low < line.difference < line.difference_high
+    notes = compare({"weak": weak, "strong": strong[:2]}, "weak").notes
+    assert any("between 2 and 3 seeds" in note for note in notes)
+
+
+def test_two_runs_of_one_seed_are_refused(tmp_path):
+    twice = [with_facts(make_run(tmp_path / name, 0.08, 1), 4) for name in ("a", "b")]
+    with pytest.raises(CersError, match="two runs of 'm' have the same seed"):
+        compare({"m": twice}, "m")
+
+
+def test_holm_counts_every_comparison_of_every_section(runs, tmp_path):
+    copies = {
+        name: [Path(shutil.copytree(run, tmp_path / f"copy-{run.name}")) for run in folders]
+        for name, folders in runs.items()
+    }
+    one, both = compare(runs, "weak"), compare_sections({"a": runs, "b": copies}, "weak")
+    assert (one.comparisons, both.comparisons) == (2, 4)
+    strong = [row.dice for row in both.rows if row.method == "strong"]
+    assert [line.section for line in strong] == ["a", "b"]
+    assert strong[0].p_holm == pytest.approx(4 * strong[0].p)
+    assert one.rows[1].dice.p_holm == pytest.approx(2 * strong[0].p)
+
+
+def test_a_section_without_its_reference_has_no_differences(runs):
+    table = compare_sections({"a": runs, "b": {"alike": runs["alike"]}}, "weak")
+    assert math.isnan(table.rows[-1].dice.difference)
+    assert table.comparisons == 2
+
+
+def test_a_section_must_have_seen_the_same_masks(runs):
+    cases = [Case(f"t{i}", Path(f"t{i}.png"), mask=Path(f"t{i}.png")) for i in range(40)]
+    split = make_split(cases, strategy="paper", seed=0)
+    save_split(split.with_labelled(0.5), runs["weak"][0] / "split.json")
+    save_split(split.with_labelled(0.25), runs["strong"][0] / "split.json")
+    few = {name: runs[name][:1] for name in ("weak", "strong")}
+    assert any("different numbers of masks" in note for note in compare(few, "weak").notes)
+    with pytest.raises(CersError, match="trained on different labelled cases"):
+        compare_sections({"25 %": few}, "weak")
+
+
+def test_costs_are_means_over_seeds_and_text_readers_are_marked(tmp_path):
+    facts = {"parameters": 34_480_393, "steps": 8, "image_passes": 100, "wall_seconds": 60.0, "reads_text": True}
+    a = [with_facts(make_run(tmp_path / f"a{s}", 0.1, s), s, {**facts, "wall_seconds": 60.0 + s}) for s in (0, 2)]
+    b = [with_facts(make_run(tmp_path / "b", 0.1, 9), 0, {"parameters": 1000})]
+    table = compare({"reader": a, "plain": b}, "plain")
+    head, plain, reader = cost_rows(table)
+    assert table.rows[1].costs.seconds == 61.0
+    assert reader[0] == "reader †"
+    assert reader[head.index("parameters")] == "34.48M"
+    assert plain[head.index("image passes")] == "–"
+    assert any("reads a text" in line for line in legend(table))
+
+
+def test_what_else_differs_is_named(tmp_path):
+    facts = {"device": "cpu (x86_64)"}
+    a = with_facts(make_run(tmp_path / "a", 0.1, 1), 0, facts)
+    b = with_facts(make_run(tmp_path / "b", 0.1, 2), 0, {"device": "some GPU"}, batch_labelled=4)
+    notes = compare({"a": [a], "b": [b]}, "a").notes
+    assert "b differs from a in more than its method: train.batch_labelled 4 (8)." in notes
+    assert any("different devices: cpu (x86_64), some GPU" in note for note in notes)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    run = with_facts(make_run(tmp_path / "a", 0.1, 1), 0)
+    (run / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CersError, match=r"run.json is damaged"):
+        compare({"a": [run]}, "a")

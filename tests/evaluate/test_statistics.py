@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cers.evaluate import statistics
-from cers.evaluate.statistics import bootstrap_interval, combine_seeds, holm, paired_permutation
+from cers.evaluate.statistics import (
+    bootstrap_interval,
+    combine_seeds,
+    difference_interval,
+    holm,
+    paired_permutation,
+)
 
 law = settings(max_examples=50, deadline=None)
 numbers = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
@@ -144,3 +150,50 @@ def test_seeds_are_averaged_per_case():
     assert found.mean == 3.0
     assert found.spread == pytest.approx(math.sqrt(2))
     assert math.isnan(combine_seeds([[1.0, 3.0]]).spread)
+
+
+def test_only_the_interval_over_seeds_covers_what_another_seed_would_give():
+    rng = np.random.default_rng(8)
+    both = cases = 0
+    for trial in range(200):
+        seeds = rng.normal(0.0, 0.02, (3, 1))
+        a = seeds + rng.normal(0.0, 0.1, 60) + rng.normal(0.0, 0.03, (3, 60))
+        zero = np.zeros((3, 60))
+        found = difference_interval(a, zero, paired_seeds=True, n=200, seed=trial)
+        alone = bootstrap_interval(a.mean(axis=0), n=200, seed=trial)
+        both += found.low <= 0 <= found.high
+        cases += alone.low <= 0 <= alone.high
+    assert both / 200 >= 0.93
+    assert cases / 200 <= 0.90
+
+
+def test_with_one_seed_the_interval_is_that_over_cases():
+    rng = np.random.default_rng(9)
+    a, b = rng.random((2, 1, 30))
+    found = difference_interval(a, b, paired_seeds=True)
+    assert found == pytest.approx(bootstrap_interval(a[0] - b[0]))
+
+
+def test_pairing_seeds_takes_away_what_both_share():
+    rng = np.random.default_rng(10)
+    shared = rng.normal(0, 0.2, (4, 1))
+    a, b = shared + 0.1 + rng.normal(0, 0.01, (4, 50)), shared + rng.normal(0, 0.01, (4, 50))
+    paired, apart = (difference_interval(a, b, paired_seeds=p) for p in (True, False))
+    assert paired.mean == apart.mean == pytest.approx(0.1, abs=0.01)
+    assert paired.low > 0
+    assert apart.low < 0
+
+
+def test_unpaired_seeds_follow_welch():
+    rng = np.random.default_rng(11)
+    a, b = rng.normal(0, 1, (5, 1)) + np.zeros((5, 8)), rng.normal(0, 3, (4, 1)) + np.zeros((4, 8))
+    found = difference_interval(a, b, paired_seeds=False)
+    welch = stats.ttest_ind(a[:, 0], b[:, 0], equal_var=False).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
+
+
+def test_difference_of_other_cases_or_unpaired_numbers_of_seeds_is_refused():
+    with pytest.raises(ValueError, match="differ in shape"):
+        difference_interval(np.zeros((2, 3)), np.zeros((2, 4)), paired_seeds=False)
+    with pytest.raises(ValueError, match="differ in shape"):
+        difference_interval(np.zeros((2, 3)), np.zeros((1, 3)), paired_seeds=True)

@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cers.cli.console import note, say, say_table
 from cers.errors import CersError
+
+if TYPE_CHECKING:
+    from cers.evaluate.compare import ComparisonTable
 
 
 class Format(StrEnum):
@@ -16,6 +20,8 @@ class Format(StrEnum):
     TABLE = "table"
     MARKDOWN = "markdown"
     CSV = "csv"
+    LATEX = "latex"
+    HTML = "html"
 
 
 def compare(
@@ -23,15 +29,38 @@ def compare(
     reference: Annotated[str | None, typer.Option(help="method to compare with; the first one if not given")] = None,
     form: Annotated[Format, typer.Option("--format", help="how the table is written")] = Format.TABLE,
 ) -> None:
-    """Compare evaluated runs: mean over seeds, interval, and paired permutation test against a reference."""
+    """Compare evaluated runs: mean over seeds, intervals, paired permutation test against a reference, and costs."""
+    from cers.evaluate import comparison_table
     from cers.evaluate.compare import compare as compare_runs
 
     methods = group_runs(runs)
     table = compare_runs(methods, reference or next(iter(methods)))
     if form is Format.TABLE:
-        _show(table.to_rows())
+        show_comparison(table)
+    elif form is Format.HTML:
+        from cers.report.comparison import render_comparison
+
+        typer.echo(render_comparison("Comparison", table, comparison_table.legend(table)), nl=False)
     else:
-        typer.echo(table.to_csv() if form is Format.CSV else table.to_markdown(), nl=False)
+        write = {
+            Format.CSV: comparison_table.to_csv,
+            Format.MARKDOWN: comparison_table.to_markdown,
+            Format.LATEX: comparison_table.to_latex,
+        }[form]
+        typer.echo(write(table), nl=False)
+
+
+def show_comparison(table: "ComparisonTable") -> None:
+    """Scores, costs and what they mean, for a terminal."""
+    from cers.evaluate.comparison_table import cost_rows, legend, score_rows, without_empty_columns
+
+    for title, rows in (("Scores", score_rows(table)), ("What it took", cost_rows(table))):
+        head, *body = without_empty_columns(rows)
+        if title == "Scores" or len(head) > 2:
+            say_table(head, body, title=title)
+            say("")
+    for line in legend(table):
+        note(line)
 
 
 def group_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
@@ -62,14 +91,3 @@ def _method_name(folder: Path, runs: Mapping[str, Sequence[Path]]) -> str:
         if theirs.is_file() and load_config(theirs).model_copy(update={"seed": mine.seed}) != mine:
             raise CersError(f"{folder} and {other} differ in more than their seed; name them, e.g. first={folder}")
     return mine.method.name
-
-
-def _show(rows: Sequence[Sequence[str]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*rows[0])
-    for row in rows[1:]:
-        table.add_row(*map(escape, row))
-    Console().print(table)

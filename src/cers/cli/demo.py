@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cers.cli.console import counted, note, say, say_table
+from cers.cli.compare import show_comparison
+from cers.cli.console import counted, note, say
 from cers.errors import Interrupted
 
 
@@ -34,9 +35,8 @@ def demo(
             say(f"      {said}")
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"stopped; go on with `cers demo --out {out}`") from None
-    head, *rows = comparison(out).to_rows()
     say("")
-    say_table(head, rows, title="Test images, distances in pixels")
+    show_comparison(comparison(out))
     say(
         "\nThis was a tiny run on generated images with a single seed: it shows how the parts work together. "
         "It says nothing about how well any method does on patients."

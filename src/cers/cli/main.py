@@ -31,6 +31,7 @@ VERBS = {
     "train": Verb("cers.cli.train:train", "Train a method into a run folder, or resume one."),
     "eval": Verb("cers.cli.eval:eval", "Evaluate a run, case by case."),
     "compare": Verb("cers.cli.compare:compare", "Compare evaluated runs, with intervals and tests."),
+    "study": Verb("cers.cli.study:study", "Train and compare a grid of runs, or plan it."),
     "pool": Verb("cers.cli.pool:app", "Look into a run's knowledge pool and what it retrieves."),
     "report": Verb("cers.cli.report:report", "Write a run's report as one HTML file."),
     "bench": Verb("cers.cli.bench:bench", "Measure speed and memory on this machine."),

@@ -40,3 +40,8 @@ def cpu_has_bf16() -> bool:
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return True
     return platform.machine() in ("aarch64", "arm64") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def device_name() -> str:
+    """What computes here: the GPU's name, or `cpu` and the processor's architecture."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})"

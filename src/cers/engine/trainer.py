@@ -23,6 +23,7 @@ from cers.engine.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from cers.engine.costs import ImagePasses, peak_memory
 from cers.engine.device import make_accelerator
 from cers.engine.interrupt import Interrupts
 from cers.engine.log import OnRow, RunLog
@@ -47,7 +48,12 @@ class Streams:
 
 @dataclass
 class State:
-    """What a resumed run must know beside its tensors. `step` counts finished steps."""
+    """What a resumed run must know beside its tensors. `step` counts finished steps.
+
+    `seconds` is the time of the steps alone, `wall_seconds` that of everything up to the last checkpoint: loading,
+    validation and saving included. `labelled_images` and `unlabelled_images` are drawn from the two streams;
+    `image_passes` counts each image once for each network it goes through while training. `peak_memory` is in bytes.
+    """
 
     step: int = 0
     best_dice: float = -1.0
@@ -57,6 +63,12 @@ class State:
     average_updates: int = 0
     scaler: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    wall_seconds: float = 0.0
+    optimiser_steps: int = 0
+    labelled_images: int = 0
+    unlabelled_images: int = 0
+    image_passes: int = 0
+    peak_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,9 @@ class Trainer:
         self.method = method.to(self.accelerator.device).to(memory_format=torch.channels_last)
         self.optimizer = self.accelerator.prepare(make_optimizer(config.optim, self.method))
         self.average = WeightAverage(self.method, config.train.ema) if config.train.ema else None
+        self.passes = ImagePasses(self.method)
         self.state = State()
+        self._clock = time.perf_counter()
         self.steps = total_steps(config, streams)
         self.on_row = on_row
 
@@ -126,6 +140,7 @@ class Trainer:
             Interrupted: Ctrl-C; the finished steps are saved.
             CersError: the loss is not finite (the batch is saved for replay), or nothing can be written.
         """
+        self._clock = time.perf_counter()
         log = RunLog(
             self.folder, keep_until=self.state.step, tensorboard=self.config.train.tensorboard, on_row=self.on_row
         )
@@ -160,7 +175,7 @@ class Trainer:
     def _start_stage(self, stage: str) -> None:
         self.state.best_dice, self.state.without_better = -1.0, 0
         batches = evaluation_batches(self.maker, self.streams.labelled, EVALUATION_BATCH)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), self.passes.counting():
             self.method.start_stage(stage, (batch.to(self.accelerator.device) for batch in batches))
             others = evaluation_batches(self.maker, self.streams.unlabelled, EVALUATION_BATCH, with_masks=False)
             self.method.label_unlabelled(stage, (batch.to(self.accelerator.device) for batch in others))
@@ -192,8 +207,12 @@ class Trainer:
         lr = self._learning_rate(step) * span.stage.lr_factor
         self.method.train()
         progress = Progress(span.stage.name, step - span.first, span.end - span.first)
-        losses = [self._optimise(result, batch, lr) for result in self._results(batch, progress)]
+        with self.passes.counting():
+            losses = [self._optimise(result, batch, lr) for result in self._results(batch, progress)]
         self.state.step += 1
+        self.state.optimiser_steps += len(losses)
+        self.state.labelled_images += len(batch.labelled)
+        self.state.unlabelled_images += len(batch.unlabelled) if batch.unlabelled else 0
         seconds = time.perf_counter() - started
         self.state.seconds += seconds
         parts = {name: float(value) for name, value in losses[-1].logs.items()}
@@ -284,12 +303,22 @@ class Trainer:
         self.state.stopped = is_last_stage and patience is not None and self.state.without_better >= patience
 
     def _save(self) -> None:
+        self._account()
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
         save_checkpoint(self.last, self._facts(), self.method, self.optimizer, self.average)
         if not self.streams.validation:
             with self._averaged():
                 save_checkpoint(self.best, self._facts(), self.method)
+
+    def _account(self) -> None:
+        """Bring what the clock, the hooks and the memory know into the state."""
+        now = time.perf_counter()
+        self.state.wall_seconds += now - self._clock
+        self._clock = now
+        self.state.image_passes += self.passes.count
+        self.passes.count = 0
+        self.state.peak_memory = max(filter(None, (self.state.peak_memory, peak_memory())), default=None)
 
     def _facts(self) -> dict[str, Any]:
         return {**self.facts, "state": asdict(self.state), "steps": self.steps}

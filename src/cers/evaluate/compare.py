@@ -1,32 +1,43 @@
 """Methods side by side on the same cases: means over seeds, their spread, and what chance alone would explain."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cers.data.splits import Split, read_split
 from cers.errors import CersError, nearest
 from cers.evaluate.metrics import METRICS
-from cers.evaluate.render import interval, markdown, number
-from cers.evaluate.statistics import bootstrap_interval, combine_seeds, group_index, holm, paired_permutation
-from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
+from cers.evaluate.notes import comparison_notes
+from cers.evaluate.scored import Costs, ScoredRun, read_scored, require_same_cases, require_same_labels
+from cers.evaluate.statistics import (
+    bootstrap_interval,
+    combine_seeds,
+    difference_interval,
+    group_index,
+    holm,
+    paired_permutation,
+)
+
+Values = NDArray[np.float64]
+_NAN = float("nan")
 
 
 @dataclass(frozen=True)
 class Comparison:
     """One method under one metric, over `n` cases in `groups` independent groups and `seeds` runs.
 
-    `mean`, with its 95 % bootstrap interval `low` to `high`, is of the per-case means over seeds; `spread` is the
-    standard deviation of the seeds' means, which the interval, being over cases, does not contain. `difference` is to
-    the mean of the reference, `p` of the paired permutation test against it, `p_holm` the same adjusted for the number
-    of methods compared under this metric. NaN: not known.
+    `mean`, with its 95 % bootstrap interval `low` to `high`, is of the per-case means over seeds; the interval is over
+    cases (whole groups) for these trained networks, and `spread`, the standard deviation of the seeds' means, is not in
+    it. `difference` to the reference is paired by case and over the `pairs` seeds that both have (by case alone, over
+    all seeds, where they have none in common: `pairs` 0); `difference_low` to `difference_high` covers cases and, from
+    two seeds on, seeds. `p` is of the paired permutation test over cases, `p_holm` the same adjusted for all
+    comparisons with a reference under this metric in the whole table. NaN: not known.
     """
 
+    section: str
     metric: str
     method: str
     seeds: int
@@ -36,58 +47,65 @@ class Comparison:
     spread: float
     low: float
     high: float
-    difference: float
-    p: float
-    p_holm: float
+    pairs: int = 0
+    difference: float = _NAN
+    difference_low: float = _NAN
+    difference_high: float = _NAN
+    p: float = _NAN
+    p_holm: float = _NAN
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in a section of the table: its lines by metric, whether it reads text, what it cost, its label share.
+
+    `share` is the part of the training cases whose masks it saw, None where the split is not known.
+    """
+
+    section: str
+    method: str
+    reads_text: bool
+    share: float | None
+    costs: Costs
+    by_metric: Mapping[str, Comparison]
+
+    @property
+    def dice(self) -> Comparison:
+        """The line that claims are made on."""
+        return self.by_metric["dice"]
 
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """Lines by metric, in the order of METRICS, and then by method; the reference comes first."""
+    """Rows by section, the reference first in each; `notes` name what differs between runs besides the method."""
 
     reference: str
-    lines: tuple[Comparison, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
-    def to_rows(self) -> list[list[str]]:
-        """Rows of text for a reader, head first."""
-        head = ["metric", "method", "seeds", "N", "groups", "mean", "spread of seeds", "95 % interval"]
-        rows = [[*head, f"difference to {self.reference}", "p", "p (Holm)"]]
-        for line in self.lines:
-            row = [_TITLES[line.metric], line.method, str(line.seeds), str(line.n), str(line.groups)]
-            row += [number(line.mean), number(line.spread), interval(line.low, line.high)]
-            rows.append([*row, number(line.difference), number(line.p, 4), number(line.p_holm, 4)])
-        return rows
+    @property
+    def lines(self) -> tuple[Comparison, ...]:
+        """All lines, by section, metric in the order of METRICS, and method."""
+        sections = dict.fromkeys(row.section for row in self.rows)
+        return tuple(
+            row.by_metric[metric.name]
+            for section in sections
+            for metric in METRICS
+            for row in self.rows
+            if row.section == section
+        )
 
-    def to_markdown(self) -> str:
-        """The rows as a Markdown table."""
-        return markdown(self.to_rows())
-
-    def to_csv(self) -> str:
-        """The lines as CSV, every number in full."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [f.name for f in fields(Comparison)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(line) for line in self.lines)
-        return text.getvalue()
-
-
-_NAN = float("nan")
-_TITLES = {metric.name: f"{metric.title} {'↑' if metric.higher_is_better else '↓'}" for metric in METRICS}
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The declared rows of one run folder by case id, and its split where it has one."""
-
-    folder: Path
-    rows: dict[str, CaseRow]
-    split: Split | None
+    @property
+    def comparisons(self) -> int:
+        """Size of the family that Holm's procedure adjusts for."""
+        return sum(not np.isnan(row.dice.p) for row in self.rows)
 
 
 def compare(runs: Mapping[str, Sequence[Path]], reference: str) -> ComparisonTable:
     """Compare methods, each given as the run folders of its seeds, with the method named `reference`.
 
-    Reads `eval/cases.csv`, and `split.json` where it is there, of each folder. The declared branch is compared.
+    Reads `eval/cases.csv`, and `split.json`, `config.yaml` and `run.json` where they are, of each folder. The declared
+    branch is compared.
 
     Raises:
         CersError: the reference is unknown, a folder holds no table or is named twice within a method, or two runs
@@ -95,86 +113,116 @@ def compare(runs: Mapping[str, Sequence[Path]], reference: str) -> ComparisonTab
     """
     if reference not in runs:
         raise CersError(f"no method '{reference}' to compare with; {nearest(reference, runs)}")
-    order = [reference, *(name for name in runs if name != reference)]
-    loaded = {name: _load(name, runs[name]) for name in order}
-    everything = [run for name in order for run in loaded[name]]
+    return compare_sections({"": runs}, reference)
+
+
+def compare_sections(sections: Mapping[str, Mapping[str, Sequence[Path]]], reference: str) -> ComparisonTable:
+    """As `compare`, in sections such as labelled shares, each with the reference of its own; one family for Holm.
+
+    A section whose reference is not there yet has no differences. All runs of all sections must have been scored on
+    the same cases, and those of a section with a title must have seen the same masks.
+
+    Raises:
+        CersError: as `compare`.
+    """
+    loaded = {
+        section: {name: _load(name, runs[name]) for name in sorted(runs, key=lambda name: name != reference)}
+        for section, runs in sections.items()
+    }
+    everything = [run for runs in loaded.values() for run in chain.from_iterable(runs.values())]
     for run in everything[1:]:
-        _require_same_cases(everything[0], run)
-    lines: list[Comparison] = []
-    for metric in METRICS:
-        lines += _compare_metric(metric.name, loaded)
-    return ComparisonTable(reference, tuple(lines))
+        require_same_cases(everything[0], run)
+    for section, runs in loaded.items():
+        if section:
+            require_same_labels([*chain.from_iterable(runs.values())], section)
+    rows = [row for section, runs in loaded.items() for row in _section_rows(section, runs, reference)]
+    return ComparisonTable(reference, _adjusted(rows), comparison_notes(loaded, reference))
 
 
-def _compare_metric(metric: str, loaded: Mapping[str, Sequence[_Run]]) -> list[Comparison]:
-    """One line per method; the first method is the reference."""
-    summaries = {name: combine_seeds([_values(run, metric) for run in runs]) for name, runs in loaded.items()}
-    reference, *others = summaries
-    baseline = summaries[reference]
-    rows = next(iter(loaded.values()))[0].rows
-    groups = [row.group for _, row in sorted(rows.items())]
-    units = len(np.unique(group_index(groups)))
-    raw = [paired_permutation(summaries[name].per_case, baseline.per_case, groups) for name in others]
-    p, p_holm = dict(zip(others, raw, strict=True)), dict(zip(others, holm(raw), strict=True))
-    lines = []
-    for name, summary in summaries.items():
-        found = bootstrap_interval(summary.per_case, groups)
-        lines.append(
-            Comparison(
-                metric=metric,
-                method=name,
-                seeds=len(loaded[name]),
-                n=len(rows),
-                groups=units,
-                mean=found.mean,
-                spread=summary.spread,
-                low=found.low,
-                high=found.high,
-                difference=found.mean - baseline.mean if name in p else _NAN,
-                p=p.get(name, _NAN),
-                p_holm=p_holm.get(name, _NAN),
-            )
+def _section_rows(section: str, runs: Mapping[str, Sequence[ScoredRun]], reference: str) -> list[Row]:
+    baseline = runs.get(reference)
+    return [
+        Row(
+            section,
+            name,
+            any(run.reads_text for run in mine),
+            _share(mine[0]),
+            Costs.mean([Costs.of(run.facts) for run in mine]),
+            {m.name: _line(section, name, m.name, mine, None if name == reference else baseline) for m in METRICS},
         )
-    return lines
+        for name, mine in runs.items()
+    ]
 
 
-def _values(run: _Run, metric: str) -> NDArray[np.float64]:
-    """The metric of each case, by id."""
-    return np.array([getattr(row.metrics, metric) for _, row in sorted(run.rows.items())], dtype=np.float64)
+def _line(
+    section: str, name: str, metric: str, runs: Sequence[ScoredRun], baseline: Sequence[ScoredRun] | None
+) -> Comparison:
+    summary = combine_seeds(_values(runs, metric))
+    groups = [row.group for _, row in sorted(runs[0].rows.items())]
+    found = bootstrap_interval(summary.per_case, groups)
+    line = Comparison(
+        section=section,
+        metric=metric,
+        method=name,
+        seeds=len(runs),
+        n=len(groups),
+        groups=len(np.unique(group_index(groups))),
+        mean=found.mean,
+        spread=summary.spread,
+        low=found.low,
+        high=found.high,
+    )
+    if baseline is None:
+        return line
+    mine, theirs = _paired(runs, baseline)
+    pairs = 0 if mine is runs else len(mine)
+    a, b = _values(mine, metric), _values(theirs, metric)
+    difference = difference_interval(a, b, groups, paired_seeds=pairs > 0)
+    return replace(
+        line,
+        pairs=pairs,
+        difference=difference.mean,
+        difference_low=difference.low,
+        difference_high=difference.high,
+        p=paired_permutation(a.mean(axis=0), b.mean(axis=0), groups),
+    )
 
 
-def _load(name: str, folders: Sequence[Path]) -> list[_Run]:
+def _paired(runs: Sequence[ScoredRun], baseline: Sequence[ScoredRun]) -> tuple[Sequence[ScoredRun], ...]:
+    """The runs of the seeds that both have, in the same order; all runs as they are where there are none."""
+    mine, theirs = ({run.seed: run for run in those if run.seed is not None} for those in (runs, baseline))
+    common = sorted(mine.keys() & theirs.keys())
+    return ([mine[seed] for seed in common], [theirs[seed] for seed in common]) if common else (runs, baseline)
+
+
+def _adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """The rows with Holm's adjustment, by metric over every comparison of the table."""
+    changed = [dict(row.by_metric) for row in rows]
+    for metric in METRICS:
+        tested = [lines for lines in changed if not np.isnan(lines[metric.name].p)]
+        for lines, p in zip(tested, holm([lines[metric.name].p for lines in tested]), strict=True):
+            lines[metric.name] = replace(lines[metric.name], p_holm=p)
+    return tuple(replace(row, by_metric=lines) for row, lines in zip(rows, changed, strict=True))
+
+
+def _values(runs: Sequence[ScoredRun], metric: str) -> Values:
+    """The metric of each case, by id, in each run: (S,N)."""
+    return np.array([[getattr(row.metrics, metric) for _, row in sorted(run.rows.items())] for run in runs], np.float64)
+
+
+def _share(run: ScoredRun) -> float | None:
+    if run.split is None:
+        return None
+    return len(run.split.labelled) / max(1, len(run.split.labelled) + len(run.split.unlabelled))
+
+
+def _load(name: str, folders: Sequence[Path]) -> list[ScoredRun]:
     if not folders:
         raise CersError(f"method '{name}' has no run folder; give at least one")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise CersError(f"method '{name}' names a run folder twice; a run is one seed, give each once")
-    return [_read_run(folder) for folder in folders]
-
-
-def _read_run(folder: Path) -> _Run:
-    rows = declared_rows(read_cases_csv(folder / "eval" / "cases.csv"))
-    if not rows:
-        raise CersError(f"{folder / 'eval' / 'cases.csv'} holds no case; run 'cers evaluate' on a split with cases")
-    split = folder / "split.json"
-    return _Run(folder, {row.id: row for row in rows}, read_split(split) if split.is_file() else None)
-
-
-def _require_same_cases(first: _Run, other: _Run) -> None:
-    only = sorted(first.rows.keys() ^ other.rows.keys())
-    both = f"{first.folder} and {other.folder}"
-    if only:
-        raise CersError(f"{both} were scored on different cases ('{only[0]}' and {len(only) - 1} more); {_AGAIN}")
-    for case_id, row in first.rows.items():
-        there = other.rows[case_id]
-        if (row.metrics.true_area, row.group) != (there.metrics.true_area, there.group):
-            raise CersError(f"{both} know case '{case_id}' with different masks or groups; {_AGAIN}")
-    if first.split and other.split and _parts(first.split) != _parts(other.split):
-        raise CersError(f"{both} were trained on different splits; train both on one split file")
-
-
-_AGAIN = "run 'cers evaluate' on the same split for both"
-
-
-def _parts(split: Split) -> dict[str, set[str]]:
-    """Ids by part. How many of the training masks were used may differ: that is what runs are compared for."""
-    return {name: set(ids) for name, ids in split.parts.items()}
+    runs = [read_scored(folder) for folder in folders]
+    seeds = [run.seed for run in runs if run.seed is not None]
+    if len(set(seeds)) < len(seeds):
+        raise CersError(f"two runs of '{name}' have the same seed; give each seed once, or name them apart")
+    return runs

@@ -1,0 +1,122 @@
+"""A comparison as people and programs read it: wide rows of text, CSV, Markdown, LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+
+from cers.evaluate.compare import Comparison, ComparisonTable, Row
+from cers.evaluate.render import count, duration, interval, latex, markdown, memory, number, signed
+from cers.evaluate.scored import Costs
+
+TEXT_MARK = "†"
+Rows = list[list[str]]
+
+
+def score_rows(table: ComparisonTable) -> Rows:
+    """Head and a row per method: overlap with intervals, differences to the reference, distances."""
+    head = ["labelled"] if _titled(table) else []
+    head += ["method", "seeds", "N"]
+    for name in ("Dice", "IoU"):
+        head += [f"{name} ↑", "95 %", f"Δ {name} to {table.reference}", "95 %", "p (Holm)"]
+    return [[*head, "HD95 ↓", "NSD ↑"], *(_scores(row, _titled(table)) for row in table.rows)]
+
+
+def cost_rows(table: ComparisonTable) -> Rows:
+    """Head and a row per method: what it took to train."""
+    head = ["labelled"] if _titled(table) else []
+    head += ["method", "parameters", "steps", "optimiser steps", "labelled images", "unlabelled images"]
+    head += ["image passes", "a step", f"less {table.reference}'s", "wall-clock", "peak memory"]
+    base = {row.section: row.costs.step_seconds for row in table.rows if row.method == table.reference}
+    return [head, *(_costs(row, _titled(table), base.get(row.section)) for row in table.rows)]
+
+
+def full_rows(table: ComparisonTable) -> Rows:
+    """Scores and costs in one row per method."""
+    first = 2 if _titled(table) else 1
+    return [[*scores, *costs[first:]] for scores, costs in zip(score_rows(table), cost_rows(table), strict=True)]
+
+
+def legend(table: ComparisonTable) -> list[str]:
+    """What the columns mean and what the intervals cover, then the table's own notes."""
+    lines = [
+        "Dice, IoU, HD95 (px) and NSD (2 px): mean over N test cases and over seeds, ± standard deviation of seeds. "
+        "95 %: bootstrap over cases, or groups where known, for these trained networks.",
+    ]
+    if table.comparisons:
+        lines.append(
+            f"Δ: difference to {table.reference}, paired by case and seed; its 95 % interval covers cases and, from "
+            "two seeds on, seeds. p: paired permutation test over cases or groups, Holm-adjusted for "
+            f"{table.comparisons} comparisons under the same metric; only the interval knows that seeds differ."
+        )
+    if any(row.reads_text for row in table.rows):
+        lines.append(f"{TEXT_MARK} reads a text (report or rationale) at test time.")
+    return [*lines, *table.notes]
+
+
+def to_markdown(table: ComparisonTable) -> str:
+    """The full table in Markdown, with its legend."""
+    return markdown(full_rows(table)) + "".join(f"\n{line}\n" for line in legend(table))
+
+
+def to_latex(table: ComparisonTable, caption: str = "") -> str:
+    """The full table in LaTeX, with its legend."""
+    return latex(full_rows(table), caption or "Comparison", legend(table))
+
+
+def to_csv(table: ComparisonTable) -> str:
+    """A line per section, method and metric, every number in full, with the method's costs."""
+    text = io.StringIO()
+    extra = ["reads_text", "labelled_share"]
+    columns = [f.name for f in fields(Comparison)] + extra + [f.name for f in fields(Costs)]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    rows = {(row.section, row.method): row for row in table.rows}
+    for line in table.lines:
+        row = rows[line.section, line.method]
+        facts = {"reads_text": row.reads_text, "labelled_share": row.share}
+        writer.writerow({**asdict(line), **facts, **asdict(row.costs)})
+    return text.getvalue()
+
+
+def without_empty_columns(rows: Sequence[Sequence[str]]) -> Rows:
+    """The rows without columns in which nothing is known."""
+    kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] != "–" for row in rows[1:])]
+    return [[row[i] for i in kept] for row in rows]
+
+
+def _titled(table: ComparisonTable) -> bool:
+    return any(row.section for row in table.rows)
+
+
+def _name(row: Row) -> str:
+    return f"{row.method} {TEXT_MARK}" if row.reads_text else row.method
+
+
+def _scores(row: Row, titled: bool) -> list[str]:
+    dice = row.dice
+    n = f"{dice.n}" if dice.n == dice.groups else f"{dice.n} ({dice.groups} groups)"
+    cells = [row.section] if titled else []
+    cells += [_name(row), str(dice.seeds), n]
+    for name in ("dice", "iou"):
+        line = row.by_metric[name]
+        cells += [_mean(line), interval(line.low, line.high), signed(line.difference)]
+        cells += [interval(line.difference_low, line.difference_high), number(line.p_holm, 4)]
+    return [*cells, _mean(row.by_metric["hd95"], 1), _mean(row.by_metric["nsd"])]
+
+
+def _mean(line: Comparison, digits: int = 3) -> str:
+    spread = number(line.spread, digits)
+    return number(line.mean, digits) + ("" if spread == "–" else f" ± {spread}")
+
+
+def _costs(row: Row, titled: bool, reference_step: float | None) -> list[str]:
+    """The cells of a row; a step is also given less one of the reference, which is what e.g. retrieval adds."""
+    costs = row.costs
+    known = costs.step_seconds is not None and reference_step is not None
+    added = (costs.step_seconds or 0.0) - (reference_step or 0.0)
+    cells = [row.section] if titled else []
+    cells += [_name(row), count(costs.parameters), count(costs.steps), count(costs.optimiser_steps)]
+    cells += [count(costs.labelled_images), count(costs.unlabelled_images), count(costs.image_passes)]
+    cells += [duration(costs.step_seconds), f"{signed(added)} s" if known else "–"]
+    return [*cells, duration(costs.seconds), memory(costs.peak_memory)]

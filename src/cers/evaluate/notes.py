@@ -1,0 +1,80 @@
+"""What a reader of a comparison must know beside its numbers: whatever differs between runs but their method."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from cers.evaluate.scored import ScoredRun
+
+Sections = Mapping[str, Mapping[str, Sequence[ScoredRun]]]
+
+# What a comparison varies on purpose, and what says only where things are or how fast they go.
+_EXPECTED = (
+    "seed",
+    "method.",
+    "data.path",
+    "data.layout",
+    "data.cache",
+    "data.split",
+    "data.labelled",
+    "train.workers",
+    "train.tensorboard",
+    "train.checkpoint_every",
+)
+
+
+def comparison_notes(sections: Sections, reference: str) -> tuple[str, ...]:
+    """One line for each kind of difference between the runs that is not method, seed or labelled share."""
+    return (*_settings(sections, reference), *_circumstances(sections), *_seeds(sections), *_labels(sections))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _settings(sections: Sections, reference: str) -> Iterator[str]:
+    told = set()
+    for runs in sections.values():
+        base = next((run.config for run in runs.get(reference, ()) if run.config), None)
+        for name, mine in runs.items():
+            for run in mine:
+                if base is None or run.config is None or name in told:
+                    continue
+                ours, theirs = flat(run.config.model_dump(mode="json")), flat(base.model_dump(mode="json"))
+                keys = [k for k in ours if not k.startswith(_EXPECTED) and ours[k] != theirs.get(k)]
+                if keys:
+                    told.add(name)
+                    said = ", ".join(f"{key} {ours[key]} ({theirs.get(key)})" for key in keys)
+                    yield f"{name} differs from {reference} in more than its method: {said}."
+
+
+def _circumstances(sections: Sections) -> Iterator[str]:
+    words = {"device": "devices", "torch": "torch versions", "cers": "cers versions", "dataset": "datasets"}
+    for fact, many in words.items():
+        values = sorted({str(run.facts[fact]) for run in _runs(sections) if run.facts.get(fact)})
+        if len(values) > 1:
+            yield f"The runs are of different {many}: {', '.join(values)}; their times do not compare."
+
+
+def _seeds(sections: Sections) -> Iterator[str]:
+    counts = {len(mine) for runs in sections.values() for mine in runs.values()}
+    if len(counts) > 1:
+        yield f"Rows have between {min(counts)} and {max(counts)} seeds; differences are over the seeds both have."
+    if 1 in counts:
+        yield "With a single seed nothing is known of what another would give: the interval is over cases only."
+
+
+def _labels(sections: Sections) -> Iterator[str]:
+    for section, runs in sections.items():
+        counts = {len(run.split.labelled) for mine in runs.values() for run in mine if run.split}
+        if not section and len(counts) > 1:
+            yield f"Rows were trained with different numbers of masks: {', '.join(map(str, sorted(counts)))}."
+
+
+def _runs(sections: Sections) -> Iterator[ScoredRun]:
+    for runs in sections.values():
+        for mine in runs.values():
+            yield from mine

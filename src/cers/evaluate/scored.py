@@ -1,0 +1,134 @@
+"""Evaluated run folders read back for comparison: scores by case, settings, and what the training cost."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Self
+
+from cers.config import RunConfig, load_config
+from cers.data.splits import Split, read_split
+from cers.errors import CersError
+from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
+
+AGAIN = "run `cers eval` on the same split for both"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run cost to train; means over seeds in a row of a table. None: not recorded.
+
+    `image_passes` counts an image once for each network it goes through in training, teachers and all stages included;
+    `seconds` is wall-clock with loading and validation, `step_seconds` the median step of the last stage,
+    `peak_memory` bytes.
+    """
+
+    parameters: float | None = None
+    labelled_images: float | None = None
+    unlabelled_images: float | None = None
+    image_passes: float | None = None
+    steps: float | None = None
+    optimiser_steps: float | None = None
+    seconds: float | None = None
+    step_seconds: float | None = None
+    peak_memory: float | None = None
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """From `run.json`."""
+        known = {**facts, "seconds": facts.get("wall_seconds")}
+        return cls(**{f.name: known.get(f.name) for f in fields(cls)})
+
+    @classmethod
+    def mean(cls, costs: Sequence[Self]) -> Self:
+        """Each cost where every run recorded it."""
+        columns = {f.name: [getattr(cost, f.name) for cost in costs] for f in fields(cls)}
+        return cls(**{name: None if None in values else fmean(values) for name, values in columns.items()})
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """The declared rows of one run folder by case id; its split, settings and facts where it has them."""
+
+    folder: Path
+    rows: dict[str, CaseRow]
+    split: Split | None
+    config: RunConfig | None
+    facts: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the run, None where it is not known."""
+        return None if self.config is None else self.config.seed
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its predictions depend on a text; False where it did not say."""
+        return bool(self.facts.get("reads_text"))
+
+
+def read_scored(folder: Path) -> ScoredRun:
+    """Read `eval/cases.csv` of a run, and `split.json`, `config.yaml` and `run.json` where they are.
+
+    Raises:
+        CersError: it was not evaluated, or a file is damaged.
+    """
+    table, split, config = folder / "eval" / "cases.csv", folder / "split.json", folder / "config.yaml"
+    rows = declared_rows(read_cases_csv(table))
+    if not rows:
+        raise CersError(f"{table} holds no case; run `cers eval` on a split with cases")
+    return ScoredRun(
+        folder,
+        {row.id: row for row in rows},
+        read_split(split) if split.is_file() else None,
+        load_config(config) if config.is_file() else None,
+        _facts(folder / "run.json"),
+    )
+
+
+def _facts(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise CersError(f"{path} is damaged; delete it and run `cers train --resume {path.parent}`")
+    return facts
+
+
+def require_same_cases(first: ScoredRun, other: ScoredRun) -> None:
+    """Refuse to compare runs scored on different cases, masks or groups, or trained on different splits.
+
+    How many of the training masks they used may differ: that is what runs are compared for.
+
+    Raises:
+        CersError: they cannot be compared.
+    """
+    both = f"{first.folder} and {other.folder}"
+    if only := sorted(first.rows.keys() ^ other.rows.keys()):
+        raise CersError(f"{both} were scored on different cases ('{only[0]}' and {len(only) - 1} more); {AGAIN}")
+    for case_id, row in first.rows.items():
+        there = other.rows[case_id]
+        if (row.metrics.true_area, row.group) != (there.metrics.true_area, there.group):
+            raise CersError(f"{both} know case '{case_id}' with different masks or groups; {AGAIN}")
+    if first.split and other.split and _parts(first.split) != _parts(other.split):
+        raise CersError(f"{both} were trained on different splits; train both on one split file")
+
+
+def require_same_labels(runs: Sequence[ScoredRun], section: str) -> None:
+    """Refuse a section of a table whose runs saw different masks.
+
+    Raises:
+        CersError: two of them did.
+    """
+    known = [run for run in runs if run.split is not None]
+    for run in known[1:]:
+        if known[0].split and run.split and set(known[0].split.labelled) != set(run.split.labelled):
+            raise CersError(f"{section}: {known[0].folder} and {run.folder} were trained on different labelled cases")
+
+
+def _parts(split: Split) -> dict[str, set[str]]:
+    return {name: set(ids) for name, ids in split.parts.items()}

@@ -1,0 +1,157 @@
+"""What a study is: rows, labelled shares and seeds over one preset, read from YAML."""
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator
+
+from cers.config import RunConfig, Section, load_config, validate_settings
+from cers.errors import CersError, nearest
+
+Share = float | int
+
+
+class StudyRow(Section):
+    """A row of the table: its name and the settings that make it."""
+
+    name: str = Field(min_length=1)
+    settings: dict[str, Any] = Field({}, description="what makes it, e.g. method.name: bcp")
+    labelled: tuple[Share, ...] | None = Field(
+        None, description="only at these shares; all of the study's if not given"
+    )
+
+
+class Published(Section):
+    """Figures of a paper, in per cent: for each share (`any` where it has none) and row, Dice and IoU by dataset."""
+
+    source: str
+    datasets: tuple[str, ...]
+    figures: dict[str, dict[str, dict[str, tuple[float, ...]]]]
+    extra: dict[str, dict[str, str]] = Field({}, description="further columns by title, then row")
+    differences: tuple[str, ...] = Field((), description="how its protocol differs from any of ours")
+
+
+class Study(Section):
+    """A grid of runs."""
+
+    title: str
+    reference: str = Field(description="the row that all others are tested against")
+    preset: str = "cpu"
+    settings: dict[str, Any] = Field({}, description="of every run")
+    labelled: tuple[Share, ...] = Field((1.0,), min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    rows: tuple[StudyRow, ...] = Field(min_length=1)
+    published: Published | None = None
+
+    @field_validator("labelled", "seeds")
+    @classmethod
+    def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("names a value twice")
+        return values
+
+    @field_validator("rows")
+    @classmethod
+    def _named_once(cls, rows: tuple[StudyRow, ...]) -> tuple[StudyRow, ...]:
+        if len({row.name for row in rows}) < len(rows):
+            raise ValueError("two rows have the same name")
+        return rows
+
+    def restricted(
+        self,
+        preset: str | None = None,
+        labelled: Sequence[Share] = (),
+        seeds: Sequence[int] = (),
+        rows: Sequence[str] = (),
+    ) -> "Study":
+        """The study with another preset, other shares or seeds, or only some of its rows.
+
+        Raises:
+            CersError: no such row, or the reference is not among them.
+        """
+        names = [row.name for row in self.rows]
+        for name in rows:
+            if name not in names:
+                raise CersError(f"no row '{name}' in this study; {nearest(name, names)}")
+        values = self.model_dump()
+        values["rows"] = [row for row in values["rows"] if not rows or row["name"] in rows]
+        values["preset"] = preset or self.preset
+        if labelled:
+            values["labelled"] = tuple(labelled)
+            values["rows"] = [{**row, "labelled": None} for row in values["rows"]]
+        if seeds:
+            values["seeds"] = tuple(seeds)
+        return _checked(values, "study")
+
+    def config(self, row: StudyRow, share: Share, seed: int, overrides: Sequence[str] = ()) -> RunConfig:
+        """The configuration of one run; `overrides` come last.
+
+        Raises:
+            CersError: a bad setting, or an override of what the grid varies.
+        """
+        for override in overrides:
+            key = override.partition("=")[0]
+            if key in _OF_THE_GRID:
+                raise CersError(f"{key} is what the study varies; {_OF_THE_GRID[key]}")
+        grid = {"data.labelled": share, "seed": seed}
+        own = [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **row.settings, **grid}.items()]
+        try:
+            return load_config(self.preset, [*own, *overrides])
+        except CersError as error:
+            raise CersError(f"row '{row.name}': {error}") from None
+
+
+_OF_THE_GRID = {
+    "seed": "give --seeds 0,1,2",
+    "data.labelled": "give --labelled 0.05,0.25",
+    "method.name": "choose among its rows with --rows, or write a study file",
+}
+
+
+def study_names() -> list[str]:
+    """Names of the shipped studies."""
+    return sorted(
+        p.name.removesuffix(".yaml") for p in resources.files("cers.studies").iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def load_study(source: str | Path) -> Study:
+    """The study of that name, or in that YAML file.
+
+    Raises:
+        CersError: no such study, unreadable, unknown key, bad value, or the reference is none of its rows.
+    """
+    path, shipped = Path(source), resources.files("cers.studies") / f"{source}.yaml"
+    if not path.is_file() and not shipped.is_file():
+        raise CersError(f"no study or file '{source}'; {nearest(str(source), study_names())}")
+    try:
+        values = yaml.safe_load((path if path.is_file() else shipped).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CersError(f"{source}: not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise CersError(f"{source}: expected the keys of a study such as 'rows:', found {type(values).__name__}")
+    return _checked(values, str(source))
+
+
+def dump_study(study: Study) -> str:
+    """The study as YAML."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def share_name(share: Share) -> str:
+    """A labelled share or count in words."""
+    return f"{share} cases" if isinstance(share, int) else f"{100 * share:g} %"
+
+
+def _checked(values: Mapping[str, Any], where: str) -> Study:
+    study = validate_settings(Study, values, where)
+    names = [row.name for row in study.rows]
+    if study.reference not in names:
+        raise CersError(
+            f"{where}: reference '{study.reference}' is none of its rows; {nearest(study.reference, names)}"
+        )
+    return study

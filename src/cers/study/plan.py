@@ -1,0 +1,162 @@
+"""The runs of a study, each known by what it computes, and where they lie."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cers.config import RunConfig
+from cers.data.splits import Split, load_split, make_split, save_split
+from cers.engine.trainer import Streams, total_steps
+from cers.errors import CersError
+from cers.evaluate.notes import flat
+from cers.material import load_dataset
+from cers.methods.registry import method_settings
+from cers.run import FREE
+from cers.study.definition import Share, Study, share_name
+
+# Where the data lie and how they are read; what a run sees of them is in the hash of its split.
+_PLACES = FREE | {"data.split", "data.labelled", "data.layout", "data.negatives", "data.group_pattern"}
+_FILES = ("data.rationales", "model.weights", "text.report", "text.cot")
+_KEY = 12
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of a study. `key` is the hash of what it computes; `family` that of what it costs: all but the seed."""
+
+    row: str
+    share: Share
+    seed: int
+    config: RunConfig
+    split: Split
+    key: str
+    family: str
+    steps: int
+
+    @property
+    def name(self) -> str:
+        """What it is called in progress and errors."""
+        return f"{self.row}, {share_name(self.share)}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study in a folder. `runs` has each different run once, in the order of running; `cells` names all of them.
+
+    `cells` maps (share, row) to the keys of its seeds: two rows may be the same run.
+    """
+
+    study: Study
+    out: Path
+    runs: tuple[PlannedRun, ...]
+    cells: Mapping[tuple[Share, str], tuple[str, ...]]
+
+    def folder(self, run: PlannedRun) -> Path:
+        """Where the run is, or is to be: an earlier one that computes the same is found under any name."""
+        found = sorted((self.out / "runs").glob(f"*-{run.key}"))
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{run.row} {share_name(run.share)} seed{run.seed}".lower()).strip("-")
+        return found[0] if found else self.out / "runs" / f"{slug}-{run.key}"
+
+    def lock(self, run: PlannedRun) -> Path:
+        """Held by the process that works on the run."""
+        return self.out / "locks" / run.key
+
+    def log(self, run: PlannedRun) -> Path:
+        """What the run's process had to say."""
+        return self.out / "logs" / f"{self.folder(run).name}.log"
+
+    def is_done(self, run: PlannedRun) -> bool:
+        """Whether it is trained and scored."""
+        folder = self.folder(run)
+        return all((folder / name).is_file() for name in ("run.json", "eval/cases.csv", "eval/summary.json"))
+
+
+def make_plan(study: Study, out: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Lay the study out in `out`; without data.split a grouped split is made there once, for all runs.
+
+    Raises:
+        CersError: a bad setting, row by row; no dataset; or no budget.
+    """
+    cells: dict[tuple[Share, str], list[str]] = {}
+    runs: dict[str, PlannedRun] = {}
+    splits: dict[tuple[Path | None, Share], Split] = {}
+    # The first seed of everything comes first: a table that is cut short is then complete in its rows.
+    for seed in study.seeds:
+        for share in study.labelled:
+            for row in study.rows:
+                if row.labelled is not None and share not in row.labelled:
+                    continue
+                config = study.config(row, share, seed, overrides)
+                if (config.data.split, share) not in splits:
+                    splits[config.data.split, share] = _split(config, out).with_labelled(share)
+                run = _planned(row.name, share, seed, config, splits[config.data.split, share], out)
+                runs.setdefault(run.key, run)
+                cells.setdefault((share, row.name), []).append(run.key)
+    ordered = {(s, r.name): tuple(cells[s, r.name]) for s in study.labelled for r in study.rows if (s, r.name) in cells}
+    return Plan(study, out, tuple(runs.values()), ordered)
+
+
+def require_data(plan: Plan) -> None:
+    """Hold the split against the dataset once, before every run does.
+
+    Raises:
+        CersError: no dataset there, or not that of the split.
+    """
+    checked = set()
+    for run in plan.runs:
+        if (path := run.config.data.split) is not None and path not in checked:
+            checked.add(path)
+            load_split(path, load_dataset(run.config))
+
+
+def run_key(config: RunConfig, split: Split) -> str:
+    """A hash of all that decides what a run computes: its settings, method defaults filled in, and its split.
+
+    Folders do not count, files count by their content, and the split by its hash: a share and the count that it comes
+    to are one run, and so is the same data elsewhere. Precision counts as it was asked for (`auto` is `auto`).
+    """
+    return _hash({**_identity(config), "split": split.hash})
+
+
+def _planned(row: str, share: Share, seed: int, config: RunConfig, split: Split, out: Path) -> PlannedRun:
+    if config.data.split is None:
+        data = config.data.model_copy(update={"split": out / "split.json"})
+        config = config.model_copy(update={"data": data})
+    try:
+        key = run_key(config, split)
+    except CersError as error:
+        raise CersError(f"row '{row}': {error}") from None
+    steps = total_steps(config, Streams(split.labelled, split.unlabelled, split.val))
+    family = _hash({**_identity(config), "seed": None, "split": None})
+    return PlannedRun(row, share, seed, config, split, key, family, steps)
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    settings = method_settings(config.method.name, config.method.settings).model_dump(mode="json")
+    values = flat(config.resolved(config.train.precision, settings).model_dump(mode="json"))
+    kept = {key: value for key, value in values.items() if key not in _PLACES}
+    return kept | {key: _content(kept[key]) for key in _FILES}
+
+
+def _content(value: Any) -> Any:
+    """A file by its hash, anything else as it is."""
+    if isinstance(value, str) and (path := Path(value)).is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return value
+
+
+def _hash(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode("utf-8")).hexdigest()[:_KEY]
+
+
+def _split(config: RunConfig, out: Path) -> Split:
+    if config.data.split is not None:
+        return load_split(config.data.split)
+    path = out / "split.json"
+    if not path.is_file():
+        save_split(make_split(load_dataset(config)), path)
+    return load_split(path)

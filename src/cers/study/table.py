@@ -1,0 +1,129 @@
+"""A study's table: our figures, those published beside them, and every form they are written in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cers.config import load_config
+from cers.evaluate.compare import ComparisonTable, compare_sections
+from cers.evaluate.comparison_table import Rows, legend, to_csv, to_latex, to_markdown
+from cers.evaluate.notes import flat
+from cers.evaluate.render import markdown, number
+from cers.files import write_atomic
+from cers.report.comparison import render_comparison
+from cers.study.definition import Share, share_name
+from cers.study.plan import Plan
+
+# Settings in which a protocol may depart from the paper's, which the preset `paper` holds.
+_PROTOCOL = (
+    "data.image_size",
+    "model.",
+    "text.report",
+    "text.cot",
+    "optim.",
+    "train.steps",
+    "train.epochs",
+    "train.batch",
+    "train.ema",
+    "train.patience",
+)
+
+
+def study_table(plan: Plan) -> ComparisonTable | None:
+    """The comparison of the runs that are done, in sections by labelled share; None while there are none.
+
+    Raises:
+        CersError: runs that cannot be compared, e.g. scored on different masks.
+    """
+    runs = {run.key: run for run in plan.runs}
+    sections: dict[str, dict[str, list[Path]]] = {}
+    for (share, row), keys in plan.cells.items():
+        done = [runs[key] for key in keys if plan.is_done(runs[key])]
+        if done:
+            title = section_title(share, len(done[0].split.labelled))
+            sections.setdefault(title, {})[row] = [plan.folder(run) for run in done]
+    return compare_sections(sections, plan.study.reference) if sections else None
+
+
+def section_title(share: Share, count: int) -> str:
+    """A labelled share with what it comes to."""
+    return share_name(share) if isinstance(share, int) else f"{share_name(share)} ({count})"
+
+
+def published_rows(plan: Plan, table: ComparisonTable) -> Rows:
+    """Head and a row for each published figure, ours beside it in per cent; empty without any."""
+    published = plan.study.published
+    if published is None:
+        return []
+    head = ["labelled", "method", "ours Dice / IoU", *(f"published {name}" for name in published.datasets)]
+    rows = [[*head, *published.extra]]
+    ours = {(row.section, row.method): row for row in table.rows}
+    counts = {run.share: len(run.split.labelled) for run in plan.runs}
+    shares: dict[str, list[Share]] = {"any": list(counts)} | {f"{share:g}": [share] for share in counts}
+    for key, figures in published.figures.items():
+        for name, by_dataset in figures.items():
+            cells = [_pair(by_dataset.get(dataset)) for dataset in published.datasets]
+            cells += [column.get(name, "–") for column in published.extra.values()]
+            found = [
+                (section, mine)
+                for share in shares.get(key, [])
+                if (mine := ours.get((section := section_title(share, counts[share]), name))) is not None
+            ]
+            for section, mine in found:
+                both = f"{number(100 * mine.dice.mean, 2)} / {number(100 * mine.by_metric['iou'].mean, 2)}"
+                rows.append([section, name, both, *cells])
+            if not found:
+                rows.append(["any" if key == "any" else share_name(float(key)), name, "–", *cells])
+    return rows
+
+
+def protocol(plan: Plan) -> list[str]:
+    """How our protocol departs from the published one, a line each."""
+    published = plan.study.published
+    if published is None:
+        return []
+    ours, paper = (flat(c.model_dump(mode="json")) for c in (plan.runs[0].config, load_config("paper")))
+    changed = [
+        f"{key} {ours[key]} (paper: {paper[key]})"
+        for key in ours
+        if key.startswith(_PROTOCOL) and ours[key] != paper[key] and key not in _row_settings(plan)
+    ]
+    split = plan.runs[0].split
+    lines = [f"Ours: {', '.join(changed)}."] if changed else []
+    lines.append(
+        f"Ours: split '{split.strategy}' with {len(split.order)} annotated training, {len(split.val)} validation and "
+        f"{len(split.test)} test images (paper: 8:1:1 by image, whatever patient or near-duplicate they are of)."
+    )
+    return [*lines, *published.differences]
+
+
+def write_tables(plan: Plan, table: ComparisonTable) -> list[Path]:
+    """Write `table.csv`, `.md`, `.tex` and `.html` into the study's folder."""
+    title, beside = plan.study.title, published_rows(plan, table)
+    text = f"# {title}\n\n{to_markdown(table)}"
+    if beside and plan.study.published:
+        text += f"\n## Beside {plan.study.published.source} (Dice / IoU, %)\n\n{markdown(beside)}"
+        text += "".join(f"\n- {line}" for line in protocol(plan)) + "\n"
+    files = {
+        "table.csv": to_csv(table),
+        "table.md": text,
+        "table.tex": to_latex(table, title),
+        "table.html": render_comparison(title, table, legend(table), beside, protocol(plan)),
+    }
+    for name, content in files.items():
+        write_atomic(plan.out / name, content)
+    return [plan.out / name for name in files]
+
+
+def _row_settings(plan: Plan) -> set[str]:
+    return {key for row in plan.study.rows for key in row.settings}
+
+
+def _pair(values: tuple[float, ...] | None) -> str:
+    return "–" if values is None else " / ".join(f"{value:.2f}" for value in values)
+
+
+def failures(plan: Plan, failed: dict[str, str]) -> Iterator[str]:
+    """A line for each run that failed, with where its process spoke."""
+    for run in plan.runs:
+        if run.key in failed:
+            yield f"{run.name}: {failed[run.key]} (log: {plan.log(run)})"

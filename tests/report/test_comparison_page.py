@@ -1,0 +1,86 @@
+"""The page of a comparison: its plots, and the page in a browser."""
+
+import shutil
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from browser import Browser
+
+from cers.evaluate.compare import Comparison, ComparisonTable, Row
+from cers.evaluate.comparison_table import legend
+from cers.evaluate.metrics import METRICS
+from cers.evaluate.scored import Costs
+from cers.report.comparison import LABEL_GAP, forest_plots, render_comparison, share_curves
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+METHODS = ("supervised", "bcp", "ucmt", "lvit", "a method <b>with a long name</b>", "cers")
+
+
+def row(method: str, share: float, shift: float) -> Row:
+    mean = 0.5 + 0.1 * share + shift
+    line = Comparison(f"{share:.0%}", "dice", method, 3, 40, 20, mean, 0.01, mean - 0.03, mean + 0.03)
+    if method != "supervised":
+        line = replace(line, pairs=3, difference=shift, difference_low=shift - 0.05, difference_high=shift + 0.05)
+        line = replace(line, p=0.001, p_holm=0.01)
+    lines = {metric.name: replace(line, metric=metric.name) for metric in METRICS}
+    return Row(line.section, method, method in ("lvit", "cers"), share, Costs(parameters=1e6), lines)
+
+
+@pytest.fixture(scope="module")
+def table() -> ComparisonTable:
+    rows = [row(name, share, i * 0.015) for share in (0.02, 0.25, 1.0) for i, name in enumerate(METHODS)]
+    return ComparisonTable("supervised", tuple(rows), ("Something to know.",))
+
+
+def test_differences_lie_where_the_axis_says(table):
+    plots = forest_plots(table)
+    assert [plot.title for plot in plots] == ["2%", "25%", "100%"]
+    for line in plots[0].lines:
+        assert line.low < line.x < line.high
+    ticks = {label: x for x, label in plots[0].ticks}
+    assert ticks["0"] == plots[0].zero
+    assert [line.sure for line in plots[0].lines] == [False, False, False, True, True]
+
+
+def test_curves_run_from_the_smallest_to_the_largest_share_and_labels_keep_apart(table):
+    curves = share_curves(table)
+    assert [label for _, label in curves.x_ticks] == ["2 %", "25 %", "100 %"]
+    for curve in curves.curves:
+        xs = [x for x, *_ in curve.points]
+        assert xs == [x for x, _ in curves.x_ticks] == sorted(xs)
+        assert all(high < y < low for _, y, low, high in curve.points)
+    labels = sorted(curve.label for curve in curves.curves)
+    assert min(b - a for a, b in pairwise(labels)) >= LABEL_GAP - 0.1
+
+
+def test_without_shares_or_differences_there_are_no_plots(table):
+    alone = ComparisonTable("supervised", tuple(r for r in table.rows if r.method == "supervised" and r.share == 1.0))
+    assert forest_plots(alone) == []
+    assert share_curves(alone) is None
+    assert "<svg" not in render_comparison("t", alone, legend(alone))
+
+
+def test_a_browser_shows_it_without_overflow_or_complaint(table, tmp_path_factory):
+    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine (looked for " + ", ".join(PROGRAMS) + ")")
+    file: Path = tmp_path_factory.mktemp("page") / "table.html"
+    published = [["labelled", "method", "ours", "theirs"], ["25%", "cers", "50 / 40", "80 / 70"]]
+    page = render_comparison("A <b>study</b>", table, legend(table), published, ["Ours: smaller."])
+    file.write_text(page, encoding="utf-8")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as browser:
+        for width in (400, 1280):
+            browser.open(file, width)
+            assert browser.value("document.documentElement.scrollWidth") <= width
+            assert browser.value("document.querySelectorAll('svg').length") == 4
+            assert browser.value("document.querySelectorAll('b').length") == 0
+        outside = (
+            "[...document.querySelectorAll('svg')].filter(s => [...s.querySelectorAll('*')].some(e => {"
+            "const a = e.getBoundingClientRect(), b = s.getBoundingClientRect();"
+            "return a.right > b.right + 1 || a.left < b.left - 1 || a.bottom > b.bottom + 1 || a.top < b.top - 1}))"
+            ".length"
+        )
+        assert browser.value(outside) == 0
+        assert browser.complaints() == []

@@ -1,0 +1,122 @@
+"""Studies of tiny runs from end to end: a kill, a broken row, an edited grid, two processes."""
+
+import csv
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from tiny_study import values, write_study
+
+from cers.study.definition import load_study
+from cers.study.plan import Plan, make_plan
+from cers_command import Command, cers, one_line, refused, succeeds
+
+BROKEN = {"name": "broken", "settings": {"method.name": "cers", "model.encoder": "no_such_encoder"}}
+
+
+def arguments(folder: Path, scans: Path, split_file: Path) -> list[str]:
+    places = [f"data.path={scans}", f"data.split={split_file}", f"data.cache={scans.parent / 'cache'}"]
+    return [str(folder / "tiny.yaml"), *places, "--out", str(folder / "out")]
+
+
+def plan_of(given: list[str]) -> Plan:
+    return make_plan(load_study(given[0]), Path(given[-1]), given[1:4])
+
+
+@pytest.fixture(scope="module")
+def finished(scans: Path, split_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A study that was killed in its first run, and then gone on with; one of its rows cannot be trained."""
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder / "tiny.yaml", rows=[*values()["rows"], BROKEN])
+    given = arguments(folder, scans, split_file)
+    command = Command(folder / "killed", "study", *given)
+    checkpoints = folder / "out" / "runs"
+    # Its workers come from a server of their own, which imports everything anew.
+    command.wait_until(lambda: any(checkpoints.glob("*/checkpoints/last.safetensors")), seconds=600)
+    command.send(signal.SIGKILL)
+    command.wait()
+    done = cers("study", *given, "--jobs", "2")
+    line = one_line(done)
+    assert "2 of 6 runs failed" in line
+    assert "failed: broken, 50 %, seed 0: model.encoder: " in done.stderr
+    assert "plain" in done.stdout
+    return given
+
+
+def test_a_failed_row_hides_no_other(finished):
+    plan = plan_of(finished)
+    assert [plan.is_done(run) for run in plan.runs] == [run.row != "broken" for run in plan.runs]
+    with (plan.out / "table.csv").open(encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    dice = {line["method"]: line for line in lines if line["metric"] == "dice"}
+    assert {name: line["seeds"] for name, line in dice.items()} == {"plain": "2", "teacher": "2"}
+    assert dice["teacher"]["pairs"] == "2"
+    assert float(dice["plain"]["parameters"]) > 1000
+    assert float(dice["teacher"]["image_passes"]) > float(dice["plain"]["image_passes"])
+    for name in ("table.md", "table.tex", "table.html"):
+        assert "teacher" in (plan.out / name).read_text(encoding="utf-8")
+
+
+def test_what_a_run_cost_is_recorded(finished):
+    plan = plan_of(finished)
+    plain = next(run for run in plan.runs if run.row == "plain")
+    facts = json.loads((plan.folder(plain) / "run.json").read_text(encoding="utf-8"))
+    assert (facts["steps"], facts["optimiser_steps"], facts["labelled_images"], facts["unlabelled_images"]) == (
+        6,
+        6,
+        48,
+        0,
+    )
+    assert facts["image_passes"] == 48
+    assert facts["peak_memory"] > 2**20
+    assert facts["wall_seconds"] >= facts["seconds"] > 0
+
+
+def test_an_edited_study_does_only_what_is_new(finished, tmp_path):
+    out = shutil.copytree(finished[-1], tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
+    write_study(tmp_path / "edited.yaml", title="Edited", seeds=[1, 2], rows=[values()["rows"][0]])
+    done = succeeds("study", tmp_path / "edited.yaml", *finished[1:4], "--out", out)
+    assert "1 of 2 runs are done already" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert len(list(out.glob("runs/*/run.json"))) == len(times) + 1
+
+
+def test_a_finished_study_only_tells_its_table(finished, tmp_path):
+    out = shutil.copytree(finished[-1], tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
+    done = succeeds("study", *finished[:-1], out, "--rows", "plain,teacher")
+    assert "teacher" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_another_process_holds_is_not_done_twice(finished, tmp_path):
+    from filelock import FileLock
+
+    out = Path(shutil.copytree(finished[-1], tmp_path / "out"))
+    plan = make_plan(load_study(finished[0]), out, finished[1:4])
+    held = next(run for run in plan.runs if run.row == "teacher")
+    (plan.folder(held) / "eval" / "summary.json").unlink()
+    with FileLock(plan.lock(held), timeout=0):
+        done = succeeds("study", *finished[:-1], out, "--rows", "plain,teacher", "--minutes", "0.1")
+    assert "time is up: 3 of 4 runs are done" in done.stdout
+    assert not plan.is_done(held)
+    done = succeeds("study", *finished[:-1], out, "--rows", "plain,teacher")
+    assert plan.is_done(held)
+
+
+def test_dry_run_measures_each_configuration_and_writes_no_run(finished, tmp_path):
+    given = ["study", *finished[:-1], tmp_path / "dry", "--dry-run"]
+    done = succeeds(*given)
+    assert "6 of 6 runs to do" in done.stdout.replace("\n", "")
+    assert "model.encoder" in done.stdout  # why the broken row cannot be measured
+    assert not (tmp_path / "dry" / "runs").exists()
+
+
+def test_mistakes_are_one_line(finished, tmp_path):
+    assert "did you mean 'table2'" in refused("study", "tabel2")
+    assert "--seeds 'a'" in refused("study", *finished, "--seeds", "a")
+    assert "--labelled 'x'" in refused("study", *finished, "--labelled", "x")
+    assert "no dataset" in refused("study", finished[0], "data.path=nowhere", "--out", tmp_path)

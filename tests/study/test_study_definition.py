@@ -1,0 +1,82 @@
+import pytest
+from tiny_study import write_study
+
+from cers.config import load_config, preset_names
+from cers.errors import CersError
+from cers.methods.registry import METHODS, method_settings
+from cers.study.definition import dump_study, load_study, study_names
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    study = load_study(write_study(tmp_path / "s.yaml"))
+    (tmp_path / "again.yaml").write_text(dump_study(study), encoding="utf-8")
+    assert load_study(tmp_path / "again.yaml") == study
+
+
+@pytest.mark.parametrize("preset", ["paper", "cpu", "screen"])
+@pytest.mark.parametrize("name", study_names())
+def test_every_shipped_study_fits_every_preset(name, preset):
+    assert preset in preset_names()
+    study = load_study(name).restricted(preset)
+    for row in study.rows:
+        for share in row.labelled or study.labelled:
+            config = study.config(row, share, study.seeds[0])
+            method_settings(config.method.name, config.method.settings)
+            assert config.data.image_size == load_config(preset).data.image_size
+
+
+def test_table1_has_every_method_and_published_rows_are_rows():
+    assert {"table1", "table2", "table3", "topk"} <= set(study_names())
+    study = load_study("table1")
+    assert {row.settings["method.name"] for row in study.rows} == set(METHODS)
+    for name in study_names():
+        study = load_study(name)
+        if study.published is not None:
+            figures = {row for rows in study.published.figures.values() for row in rows}
+            assert figures <= {row.name for row in study.rows}
+            assert {f"{share:g}" for share in study.labelled} >= study.published.figures.keys()
+
+
+def test_the_paper_preset_keeps_its_settings_of_cers():
+    study = load_study("table1").restricted("paper")
+    config = study.config(study.rows[-1], 0.5, 1, ["data.path=here"])
+    assert config.method.settings["consistency"] == load_config("paper").method.settings["consistency"]
+    assert (config.data.labelled, config.seed, str(config.data.path)) == (0.5, 1, "here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "plian"}, "reference 'plian' is none of its rows; did you mean 'plain'"),
+        ({"seeds": []}, "seeds: "),
+        ({"seeds": [1, 1]}, "names a value twice"),
+        ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows have the same name"),
+        ({"rows": [{"name": "plain", "setings": {}}]}, "unknown setting 'rows.0.setings'; did you mean 'settings'"),
+        ({"labeled": [1.0]}, "unknown setting 'labeled'; did you mean 'labelled'"),
+    ],
+)
+def test_mistakes_in_a_file_are_named_in_one_line(tmp_path, changes, message):
+    with pytest.raises(CersError) as caught:
+        load_study(write_study(tmp_path / "s.yaml", **changes))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_studies_rows_and_overrides_of_the_grid_are_refused(tmp_path):
+    with pytest.raises(CersError, match="did you mean 'table1'"):
+        load_study("tabel1")
+    (tmp_path / "bad.yaml").write_text("[1", encoding="utf-8")
+    with pytest.raises(CersError, match="not a readable YAML file"):
+        load_study(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("[1]", encoding="utf-8")
+    with pytest.raises(CersError, match="found list"):
+        load_study(tmp_path / "list.yaml")
+    study = load_study(write_study(tmp_path / "s.yaml"))
+    with pytest.raises(CersError, match="no row 'techer' in this study; did you mean 'teacher'"):
+        study.restricted(rows=["techer"])
+    with pytest.raises(CersError, match="reference 'plain' is none of its rows"):
+        study.restricted(rows=["teacher"])
+    with pytest.raises(CersError, match="seed is what the study varies; give --seeds"):
+        study.config(study.rows[0], 0.5, 0, ["seed=3"])
+    with pytest.raises(CersError, match=r"row 'plain': .*unknown setting 'train\.step'"):
+        study.config(study.rows[0], 0.5, 0, ["train.step=3"])

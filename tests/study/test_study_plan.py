@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+from tiny_study import values, write_study
+
+from cers.data.splits import load_split, save_split
+from cers.errors import CersError
+from cers.study.definition import load_study
+from cers.study.plan import Plan, make_plan
+
+
+def plan_of(folder: Path, overrides: list[str], **changes: object) -> Plan:
+    return make_plan(load_study(write_study(folder / "s.yaml", **changes)), folder / "out", overrides)
+
+
+@pytest.fixture
+def here(scans, split_file) -> list[str]:
+    return [f"data.path={scans}", f"data.split={split_file}"]
+
+
+def keys(plan: Plan) -> set[str]:
+    return {run.key for run in plan.runs}
+
+
+def test_every_cell_has_a_run_and_first_seeds_come_first(tmp_path, here):
+    plan = plan_of(tmp_path, here, labelled=[0.25, 0.5])
+    assert len(plan.runs) == 2 * 2 * 2
+    assert [run.seed for run in plan.runs] == [0] * 4 + [1] * 4
+    assert list(plan.cells) == [(0.25, "plain"), (0.25, "teacher"), (0.5, "plain"), (0.5, "teacher")]
+    assert len({run.family for run in plan.runs}) == 2
+
+
+def test_a_run_is_known_by_what_it_computes_and_not_by_where_or_how_it_is_called(tmp_path, here, split_file):
+    first = plan_of(tmp_path, here)
+    renamed = [{**row, "name": f"new {row['name']}"} for row in values()["rows"]]
+    elsewhere = tmp_path / "moved.json"
+    save_split(load_split(split_file), elsewhere)
+    moved = [here[0], f"data.split={elsewhere}", "train.workers=1", "data.cache=other", "train.checkpoint_every=5"]
+    again = plan_of(tmp_path, moved, rows=renamed, reference="new plain")
+    assert keys(again) == keys(first)
+    count = len(first.runs[0].split.labelled)
+    assert keys(plan_of(tmp_path, here, labelled=[count])) == keys(first)
+    for change in ("train.steps=7", "optim.lr=0.5", "data.image_size=64", "text.cot=none"):
+        assert not keys(plan_of(tmp_path, [*here, change])) & keys(first)
+
+
+def test_a_default_written_out_is_the_same_run(tmp_path, here):
+    plain, spelled = values()["rows"][0], {"method.name": "cers", "method.settings.k": 5}
+    rows = [plain, {"name": "short", "settings": {"method.name": "cers"}}, {"name": "long", "settings": spelled}]
+    plan = plan_of(tmp_path, here, rows=rows)
+    assert plan.cells[0.5, "short"] == plan.cells[0.5, "long"]
+    assert len(plan.runs) == 4
+
+
+def test_files_count_by_content(tmp_path, here):
+    tables = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
+    for table, text in zip(tables, ("image,cot\n", "image,cot\n", "image,cot\nx,y\n"), strict=True):
+        table.write_text(text, encoding="utf-8")
+    a, b, c = (keys(plan_of(tmp_path, [*here, f"data.rationales={table}"])) for table in tables)
+    assert a == b
+    assert not a & c
+
+
+def test_two_rows_of_one_configuration_are_one_run(tmp_path, here):
+    rows = [{"name": name, "settings": {"method.name": "supervised"}} for name in ("plain", "same")]
+    plan = plan_of(tmp_path, here, rows=rows)
+    assert len(plan.runs) == 2
+    assert plan.cells[0.5, "plain"] == plan.cells[0.5, "same"]
+
+
+def test_without_a_split_one_is_made_once(tmp_path, scans):
+    plan = plan_of(tmp_path, [f"data.path={scans}"])
+    made = (tmp_path / "out" / "split.json").read_bytes()
+    assert plan_of(tmp_path, [f"data.path={scans}"]).runs == plan.runs
+    assert (tmp_path / "out" / "split.json").read_bytes() == made
+    assert {run.config.data.split for run in plan.runs} == {tmp_path / "out" / "split.json"}
+
+
+def test_rows_may_leave_shares_out_and_bad_settings_name_their_row(tmp_path, here):
+    rows = [values()["rows"][0], {**values()["rows"][1], "labelled": [0.25]}]
+    plan = plan_of(tmp_path, here, rows=rows, labelled=[0.25, 0.5])
+    assert (0.5, "teacher") not in plan.cells
+    rows = [{"name": "plain", "settings": {"method.name": "supervised", "method.settings.kk": 1}}]
+    with pytest.raises(CersError, match=r"row 'plain': method\.settings of 'supervised'"):
+        plan_of(tmp_path, here, rows=rows)
