@@ -202,8 +202,7 @@ def main() -> int:
     unpacking = verbs.add_parser("unpack")
     unpacking.add_argument("results", type=Path)
     unpacking.add_argument("out", type=Path)
-    given = parser.parse_intermixed_args() if sys.argv[1:2] == ["pack"] else parser.parse_args()
-    return _do(given)
+    return _do(parser.parse_args())
 
 
 def _do(given: argparse.Namespace) -> int:

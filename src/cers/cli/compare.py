@@ -52,11 +52,11 @@ def compare(
 
 def show_comparison(table: "ComparisonTable") -> None:
     """Scores, costs and what they mean, for a terminal."""
-    from cers.evaluate.comparison_table import cost_rows, legend, score_rows, without_empty_columns
+    from cers.evaluate.comparison_table import legend, parts, without_empty_columns
 
-    for title, rows in (("Scores", score_rows(table)), ("What it took", cost_rows(table))):
-        head, *body = without_empty_columns(rows)
-        if title == "Scores" or len(head) > 2:
+    for title, rows in parts(table).items():
+        if len(rows) > 1:
+            head, *body = without_empty_columns(rows)
             say_table(head, body, title=title)
             say("")
     for line in legend(table):

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from math import isnan
 
 from cers.evaluate.compare import Comparison, ComparisonTable, Row
 from cers.evaluate.render import count, duration, interval, latex, markdown, memory, number, signed
@@ -14,27 +15,39 @@ Rows = list[list[str]]
 
 
 def score_rows(table: ComparisonTable) -> Rows:
-    """Head and a row per method: overlap with intervals, differences to the reference, distances."""
-    head = ["labelled"] if _titled(table) else []
-    head += ["method", "seeds", "N"]
+    """Head and a row per method: overlap with its intervals, and distances."""
+    head = [*_names(table), "seeds", "N", "Dice ↑", "95 %", "IoU ↑", "95 %", "HD95 ↓", "NSD ↑"]
+    return [head, *(_scores(row, _titled(table)) for row in table.rows)]
+
+
+def difference_rows(table: ComparisonTable) -> Rows:
+    """Head and a row per method: how it differs from the reference in Dice and IoU."""
+    head = _names(table)
     for name in ("Dice", "IoU"):
-        head += [f"{name} ↑", "95 %", f"Δ {name} to {table.reference}", "95 %", "p (Holm)"]
-    return [[*head, "HD95 ↓", "NSD ↑"], *(_scores(row, _titled(table)) for row in table.rows)]
+        head += [f"Δ {name} to {table.reference}", "95 %", "p (Holm)"]
+    return [head, *(_differences(row, _titled(table)) for row in table.rows)]
 
 
 def cost_rows(table: ComparisonTable) -> Rows:
     """Head and a row per method: what it took to train."""
-    head = ["labelled"] if _titled(table) else []
-    head += ["method", "parameters", "steps", "optimiser steps", "labelled images", "unlabelled images"]
+    head = [*_names(table), "parameters", "steps", "optimiser steps", "labelled images", "unlabelled images"]
     head += ["image passes", "a step", f"less {table.reference}'s", "wall-clock", "peak memory"]
     base = {row.section: row.costs.step_seconds for row in table.rows if row.method == table.reference}
     return [head, *(_costs(row, _titled(table), base.get(row.section)) for row in table.rows)]
 
 
+def parts(table: ComparisonTable) -> dict[str, Rows]:
+    """The table in parts narrow enough for a terminal; rows that are compared with nothing have no difference."""
+    head, *differences = difference_rows(table)
+    tested = [cells for cells, row in zip(differences, table.rows, strict=True) if not isnan(row.dice.p)]
+    return {"Scores": score_rows(table), "Differences": [head, *tested], "What it took": cost_rows(table)}
+
+
 def full_rows(table: ComparisonTable) -> Rows:
-    """Scores and costs in one row per method."""
-    first = 2 if _titled(table) else 1
-    return [[*scores, *costs[first:]] for scores, costs in zip(score_rows(table), cost_rows(table), strict=True)]
+    """Scores, differences and costs in one row per method."""
+    first = len(_names(table))
+    three = zip(score_rows(table), difference_rows(table), cost_rows(table), strict=True)
+    return [[*scores, *differences[first:], *costs[first:]] for scores, differences, costs in three]
 
 
 def legend(table: ComparisonTable) -> list[str]:
@@ -85,6 +98,10 @@ def without_empty_columns(rows: Sequence[Sequence[str]]) -> Rows:
     return [[row[i] for i in kept] for row in rows]
 
 
+def _names(table: ComparisonTable) -> list[str]:
+    return ["labelled", "method"] if _titled(table) else ["method"]
+
+
 def _titled(table: ComparisonTable) -> bool:
     return any(row.section for row in table.rows)
 
@@ -94,15 +111,22 @@ def _name(row: Row) -> str:
 
 
 def _scores(row: Row, titled: bool) -> list[str]:
-    dice = row.dice
+    dice, iou = row.dice, row.by_metric["iou"]
     n = f"{dice.n}" if dice.n == dice.groups else f"{dice.n} ({dice.groups} groups)"
-    cells = [row.section] if titled else []
-    cells += [_name(row), str(dice.seeds), n]
-    for name in ("dice", "iou"):
-        line = row.by_metric[name]
-        cells += [_mean(line), interval(line.low, line.high), signed(line.difference)]
-        cells += [interval(line.difference_low, line.difference_high), number(line.p_holm, 4)]
+    cells = [*_title(row, titled), str(dice.seeds), n]
+    cells += [_mean(dice), interval(dice.low, dice.high), _mean(iou), interval(iou.low, iou.high)]
     return [*cells, _mean(row.by_metric["hd95"], 1), _mean(row.by_metric["nsd"])]
+
+
+def _differences(row: Row, titled: bool) -> list[str]:
+    cells = _title(row, titled)
+    for line in (row.dice, row.by_metric["iou"]):
+        cells += [signed(line.difference), interval(line.difference_low, line.difference_high), number(line.p_holm, 4)]
+    return cells
+
+
+def _title(row: Row, titled: bool) -> list[str]:
+    return [row.section, _name(row)] if titled else [_name(row)]
 
 
 def _mean(line: Comparison, digits: int = 3) -> str:
@@ -115,8 +139,7 @@ def _costs(row: Row, titled: bool, reference_step: float | None) -> list[str]:
     costs = row.costs
     known = costs.step_seconds is not None and reference_step is not None
     added = (costs.step_seconds or 0.0) - (reference_step or 0.0)
-    cells = [row.section] if titled else []
-    cells += [_name(row), count(costs.parameters), count(costs.steps), count(costs.optimiser_steps)]
+    cells = [*_title(row, titled), count(costs.parameters), count(costs.steps), count(costs.optimiser_steps)]
     cells += [count(costs.labelled_images), count(costs.unlabelled_images), count(costs.image_passes)]
     cells += [duration(costs.step_seconds), f"{signed(added)} s" if known else "–"]
     return [*cells, duration(costs.seconds), memory(costs.peak_memory)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matplotlib.ticker import MaxNLocator
 
 from cers.evaluate.compare import ComparisonTable, Row
-from cers.evaluate.comparison_table import TEXT_MARK, cost_rows, score_rows, without_empty_columns
+from cers.evaluate.comparison_table import TEXT_MARK, parts, without_empty_columns
 from cers.evaluate.render import interval, number, signed
 from cers.report.page import environment
 
@@ -82,10 +82,7 @@ def render_comparison(
             reference=table.reference,
             forests=forest_plots(table),
             curves=share_curves(table),
-            tables={
-                "Scores": without_empty_columns(score_rows(table)),
-                "What it took": without_empty_columns(cost_rows(table)),
-            },
+            tables={name: without_empty_columns(rows) for name, rows in parts(table).items() if len(rows) > 1},
             legend=legend,
             published=published,
             protocol=protocol,
