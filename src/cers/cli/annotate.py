@@ -13,8 +13,6 @@ for command in (plan, run, status, show, prices):
     app.command()(command)
 app.add_typer(review_app)
 
-_SHOWN = 20
-
 
 @app.command()
 def offline(
@@ -30,7 +28,7 @@ def offline(
     mask_threshold: Annotated[int | None, typer.Option(help="Grey value from which on a pixel is lesion.")] = None,
 ) -> None:
     """Write rationales from measurements: no network, no key. Train on them with data.rationales=FILE."""
-    from cers.cli.console import progress, say, say_table
+    from cers.cli.console import progress, say, say_list, say_table
     from cers.config import MaskReading
     from cers.cot.offline import annotate_offline
     from cers.data.layouts import load_cases
@@ -51,16 +49,5 @@ def offline(
     rows = [("cases", len(cases)), ("of them labelled", len(labelled))]
     rows += [("rationales written", summary.written), ("kept from before", summary.kept)]
     say_table(("", "count"), [*rows, ("problems", len(summary.problems))])
-    _list(summary.problems)
+    say_list(summary.problems)
     say(f"train on them with data.rationales={out}")
-
-
-def _list(lines: list[str], all_of: int = 0) -> None:
-    """Print the first of `lines`, and at least `all_of` of them."""
-    from cers.cli.console import say
-
-    shown = max(_SHOWN, all_of)
-    for line in lines[:shown]:
-        say(line)
-    if len(lines) > shown:
-        say(f"… and {len(lines) - shown} more")

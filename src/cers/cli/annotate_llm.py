@@ -23,7 +23,6 @@ Again = Annotated[bool, typer.Option("--again", help="Also ask anew where the an
 Redact = Annotated[bool, typer.Option("--redact", help="Mask burnt-in text at borders and names in reports.")]
 
 _STORE = Path("rationales.db")
-_SHOWN = 20
 
 
 def plan(
@@ -40,7 +39,7 @@ def plan(
 ) -> None:
     """Say how many calls, tokens, dollars and hours a run will take. Nothing is sent."""
     from cers.annotate.plan import plan_annotation
-    from cers.cli.console import counted, say, say_table
+    from cers.cli.console import counted, say, say_list, say_table
     from cers.cot.store import AnnotationStore
 
     job = _job(data, split, settings, config, layout, negatives, redact)
@@ -55,7 +54,7 @@ def plan(
         cost = f"${made.cost:.2f}, as batch ${made.batch_cost:.2f}"
     say(f"model {job.config.model}; cost {cost} (tokens {source})")
     say(f"time about {_duration(made.seconds)} with {job.config.concurrency} calls at a time")
-    _list(made.problems)
+    say_list(made.problems)
 
 
 def run(
@@ -100,7 +99,7 @@ def status(store: Annotated[Path, typer.Argument(help="The store of a run.")] = 
     """Say what a store holds, by model, prompt and role, and what it has cost."""
     from datetime import datetime
 
-    from cers.cli.console import say, say_table
+    from cers.cli.console import say, say_list, say_table
     from cers.cot.records import STATES
     from cers.cot.store import AnnotationStore
 
@@ -125,7 +124,7 @@ def status(store: Annotated[Path, typer.Argument(help="The store of a run.")] = 
             say(f"batch {id}: {count} texts; `cers annotate run --batch` collects them")
         for host, given in opened.allowed().items():
             say(f"sending to {host} was allowed on {datetime.fromtimestamp(given):%Y-%m-%d %H:%M}")
-    _list(reasons)
+    say_list(reasons)
 
 
 def show(
@@ -185,7 +184,7 @@ def _run_calls(job: "Job", store: "AnnotationStore", **options: Any) -> None:
     import time
 
     from cers.annotate.run import run_annotation
-    from cers.cli.console import counted, say, say_table
+    from cers.cli.console import counted, say, say_list, say_table
 
     begun = time.monotonic()
     with counted("rationales") as count:
@@ -197,18 +196,18 @@ def _run_calls(job: "Job", store: "AnnotationStore", **options: Any) -> None:
         summary = run_annotation(job, store, progress=tell, **options)
     say_table(("state", "texts"), [(state, n) for state, n in summary.done.items() if n])
     say(f"paid ${summary.cost:.4f} in {_duration(summary.seconds)}; {summary.left} texts left")
-    _list(summary.problems)
+    say_list(summary.problems)
     _end(summary.stopped)
 
 
 def _run_batches(job: "Job", store: "AnnotationStore", **options: Any) -> None:
     from cers.annotate.batch import run_batches
-    from cers.cli.console import note, say, say_table
+    from cers.cli.console import note, say, say_list, say_table
 
     summary = run_batches(job, store, tell=note, **options)
     say_table(("state", "texts"), [(state, n) for state, n in summary.done.items() if n])
     say(f"paid ${summary.cost:.4f}; {summary.submitted} texts submitted, {store.outstanding()} left")
-    _list(summary.problems)
+    say_list(summary.problems)
     _end(summary.stopped)
 
 
@@ -239,12 +238,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _list(lines: list[str]) -> None:
-    from cers.cli.console import say
-
-    for line in lines[:_SHOWN]:
-        say(line)
-    if len(lines) > _SHOWN:
-        say(f"… and {len(lines) - _SHOWN} more")

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_SHOWN = 20
-
 
 @app.command()
 def audit(
@@ -153,12 +151,11 @@ def import_(
 
 
 def _tell(done: "Exchange", what: str) -> None:
-    from cers.cli.console import say, say_table
+    from cers.cli.console import say_list, say_table
 
     rows = [("mask-informed (labelled)", done.labelled), ("mask-free (unlabelled)", done.unlabelled)]
     say_table((what, "rationales"), [*rows, ("left out", len(done.problems))])
-    for problem in done.problems:
-        say(problem)
+    say_list(done.problems)
 
 
 def _accuracy(part: Mapping[str, Any]) -> tuple[int, int, int, str, str]:
@@ -174,7 +171,7 @@ def _agreement(part: Mapping[str, Any]) -> tuple[int, str, str, str]:
 
 def _show(found: "Audit") -> None:
     from cers.auditing_page import agreement_rows, flaw_rows, vocabulary_rows
-    from cers.cli.console import say, say_table
+    from cers.cli.console import say, say_list, say_table
     from cers.evaluate.information import aspect_rows, information_rows
 
     tables = {"Wording": vocabulary_rows(found)}
@@ -191,8 +188,4 @@ def _show(found: "Audit") -> None:
     if not found.flaws:
         say("no flaw found")
     lines = [f"{flaw.image} {flaw.role} {flaw}" for flaw in sorted(found.flaws, key=lambda f: f.kind != "malformed")]
-    shown = max(_SHOWN, found.malformed)
-    for line in lines[:shown]:
-        say(line)
-    if len(lines) > shown:
-        say(f"… and {len(lines) - shown} more (--json lists all)")
+    say_list(lines, max(20, found.malformed), " (--json lists all)")

@@ -26,6 +26,14 @@ def note(text: str) -> None:
     _console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True, style="dim")
 
 
+def say_list(lines: Sequence[str], shown: int = 20, more: str = "") -> None:
+    """The first `shown` of `lines` on stdout, and how many are left; `more` says where they are."""
+    for line in lines[:shown]:
+        say(line)
+    if len(lines) > shown:
+        say(f"… and {len(lines) - shown} more{more}")
+
+
 def say_json(value: Any) -> None:
     """`value` as indented JSON on stdout; NaN is refused."""
     say(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cers.cli.console import Cell, counted, say, say_json, say_table
+from cers.cli.console import Cell, counted, say, say_json, say_list, say_table
 from cers.errors import CersError
 
 if TYPE_CHECKING:
@@ -149,10 +149,8 @@ def _show_problems(report: CheckReport) -> None:
         by_kind.setdefault((problem.level, problem.kind), []).append(problem)
     for (level, kind), problems in by_kind.items():
         say(f"\n{level} {kind} ({len(problems)})")
-        for problem in problems[:_SHOWN]:
-            say(f"  {problem.where.removeprefix(f'{report.path}/')}: {problem.message}")
-        if len(problems) > _SHOWN:
-            say(f"  … {len(problems) - _SHOWN} more; --json lists all")
+        lines = [f"  {problem.where.removeprefix(f'{report.path}/')}: {problem.message}" for problem in problems]
+        say_list(lines, _SHOWN, " (--json lists all)")
 
 
 def _rows(split: Split, cases: Sequence[Case], heard: Callable[[int, int], None]) -> dict[str, dict[str, Any]]:
