@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -96,13 +97,27 @@ def test_markdown_has_a_head_a_line_for_each_method_and_says_what_its_intervals_
 
 
 def test_latex_is_balanced_and_escapes_what_it_must(runs):
-    text = to_latex(compare({"50 %_weak": runs["weak"], "b": runs["strong"]}, "50 %_weak"), "A & B")
+    names = {"50 %_weak": runs["weak"], "[b] {^~$#": runs["strong"], "*c": runs["alike"]}
+    text = to_latex(compare(names, "50 %_weak"), "A & B")
     assert r"50 \%\_weak" in text
-    assert r"\caption{A \& B}" in text
-    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
-    assert len(rows) == 3
-    assert len({line.replace(r"\&", "").count("&") for line in rows}) == 1
-    assert text.count(r"\begin{") == text.count(r"\end{")
+    assert r"\caption{A \& B: scores}" in text
+    tables = text.split(r"\end{table}")[:-1]
+    assert len(tables) == 2  # these runs recorded no costs
+    for table in tables:
+        columns = len(table.partition(r"\begin{tabular}{")[2].partition("}")[0])
+        assert columns <= 12  # a page is no wider
+        rows = [line for line in table.splitlines() if line.endswith(r" \\")]
+        assert all(len(re.findall(r"(?<!\\)&", line)) == columns - 1 for line in rows)
+        assert not any(line.startswith(("[", "*")) for line in rows)  # after \\ they would be its options
+        assert sorted(re.findall(r"\\begin\{(\w+)\}", table + r"\end{table}")) == ["table", "tabular"]
+        depth = 0
+        for brace in re.findall(r"(?<!\\)[{}]", table):
+            depth += 1 if brace == "{" else -1
+            assert depth >= 0
+        assert depth == 0
+    assert r"[b] \{\textasciicircum{}\textasciitilde{}\$\#" in text
+    assert "[-" not in text
+    assert " -0" not in text
 
 
 def test_different_cases_are_refused(runs, tmp_path):

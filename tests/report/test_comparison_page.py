@@ -12,7 +12,7 @@ from cers.evaluate.compare import Comparison, ComparisonTable, Row
 from cers.evaluate.comparison_table import legend
 from cers.evaluate.metrics import METRICS
 from cers.evaluate.scored import Costs
-from cers.report.comparison import LABEL_GAP, forest_plots, render_comparison, share_curves
+from cers.report.comparison import CURVE_BOTTOM, LABEL_GAP, forest_plots, render_comparison, share_curves
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 METHODS = ("supervised", "bcp", "ucmt", "lvit", "a method <b>with a long name</b>", "cers")
@@ -53,6 +53,15 @@ def test_curves_run_from_the_smallest_to_the_largest_share_and_labels_keep_apart
         assert all(high < y < low for _, y, low, high in curve.points)
     labels = sorted(curve.label for curve in curves.curves)
     assert min(b - a for a, b in pairwise(labels)) >= LABEL_GAP - 0.1
+
+
+def test_a_label_keeps_to_its_curve_where_others_are_crowded():
+    low, high = -0.3, 0.3
+    crowd = [row(f"m{i}", share, low) for share in (0.02, 1.0) for i in range(12)]
+    alone = [row("alone", share, high) for share in (0.02, 1.0)]
+    curves = {c.name: c for c in share_curves(ComparisonTable("m0", (*crowd, *alone))).curves}
+    assert curves["alone"].label == curves["alone"].points[-1][1]
+    assert max(c.label for c in curves.values()) <= CURVE_BOTTOM
 
 
 def test_without_shares_or_differences_there_are_no_plots(table):

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tiny_study import values, write_study
 
 from cers.study.definition import load_study
 from cers.study.plan import Plan, make_plan
+from cers.study.runner import process_for
+from cers.study.worker import serve
 from cers_command import Command, cers, one_line, refused, succeeds
 
 BROKEN = {"name": "broken", "settings": {"method.name": "cers", "model.encoder": "no_such_encoder"}}
@@ -108,11 +111,19 @@ def test_a_run_that_another_process_holds_is_not_done_twice(finished, tmp_path):
 
 
 def test_dry_run_measures_each_configuration_and_writes_no_run(finished, tmp_path):
-    given = ["study", *finished[:-1], tmp_path / "dry", "--dry-run"]
-    done = succeeds(*given)
+    done = cers("study", *finished[:-1], tmp_path / "dry", "--dry-run")
+    assert "2 of 6 runs would fail" in one_line(done)
     assert "6 of 6 runs to do" in done.stdout.replace("\n", "")
-    assert "model.encoder" in done.stdout  # why the broken row cannot be measured
+    assert "failed: broken, 50 %, seed 1: model.encoder" in done.stderr
+    assert max(map(len, done.stdout.splitlines())) < 120  # reasons would make the table as wide as they are long
     assert not (tmp_path / "dry" / "runs").exists()
+
+
+def test_measuring_stops_with_the_command_that_asked_for_it(tmp_path):
+    with process_for(serve, time.sleep, 90.0, tmp_path / "log", 1) as (process, _):
+        began = time.monotonic()
+    assert process.exitcode is not None
+    assert time.monotonic() - began < 60  # loading libraries included
 
 
 def test_mistakes_are_one_line(finished, tmp_path):

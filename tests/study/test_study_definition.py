@@ -7,6 +7,10 @@ from cers.methods.registry import METHODS, method_settings
 from cers.study.definition import dump_study, load_study, study_names
 
 
+def published(figures: dict[str, dict[str, dict[str, list[float]]]]) -> dict[str, object]:
+    return {"published": {"source": "A paper", "datasets": ["One"], "figures": figures}}
+
+
 def test_what_is_written_is_read_again(tmp_path):
     study = load_study(write_study(tmp_path / "s.yaml"))
     (tmp_path / "again.yaml").write_text(dump_study(study), encoding="utf-8")
@@ -53,6 +57,10 @@ def test_the_paper_preset_keeps_its_settings_of_cers():
         ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows have the same name"),
         ({"rows": [{"name": "plain", "setings": {}}]}, "unknown setting 'rows.0.setings'; did you mean 'settings'"),
         ({"labeled": [1.0]}, "unknown setting 'labeled'; did you mean 'labelled'"),
+        ({"rows": [{"name": "plain", "labelled": [0.4]}]}, "'plain' is labelled 0.4, which is none of the study's"),
+        (published({"half": {}}), "'half' is no labelled share; write 0.25, 1 or any"),
+        (published({"any": {"plian": {}}}), "figures are published of 'plian', which is no row; did you mean 'plain'"),
+        (published({"1": {"plain": {"Won": [1]}}}), "figures of 'plain': no dataset 'Won'; did you mean 'One'"),
     ],
 )
 def test_mistakes_in_a_file_are_named_in_one_line(tmp_path, changes, message):

@@ -5,8 +5,12 @@ from tiny_study import values, write_study
 
 from cers.data.splits import load_split, save_split
 from cers.errors import CersError
+from cers.evaluate.compare import Comparison, ComparisonTable, Row
+from cers.evaluate.metrics import METRICS
+from cers.evaluate.scored import Costs
 from cers.study.definition import load_study
 from cers.study.plan import Plan, make_plan
+from cers.study.table import published_rows, section_title, write_tables
 
 
 def plan_of(folder: Path, overrides: list[str], **changes: object) -> Plan:
@@ -59,6 +63,38 @@ def test_files_count_by_content(tmp_path, here):
     a, b, c = (keys(plan_of(tmp_path, [*here, f"data.rationales={table}"])) for table in tables)
     assert a == b
     assert not a & c
+
+
+def test_a_folder_of_a_text_encoder_counts_by_content(tmp_path, here):
+    def of(name: str, weights: str) -> set[str]:
+        folder = tmp_path / name
+        (folder / "part").mkdir(parents=True)
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+        (folder / "part" / "weights").write_text(weights, encoding="utf-8")
+        return keys(plan_of(tmp_path, [*here, f"text.report={folder}"]))
+
+    first = of("here", "1")
+    assert of("there", "1") == first
+    assert not of("other", "2") & first
+    (tmp_path / "here" / "part" / "weights").write_text("changed", encoding="utf-8")
+    assert not keys(plan_of(tmp_path, [*here, f"text.report={tmp_path / 'here'}"])) & first
+
+
+def test_published_shares_are_no_counts(tmp_path, here):
+    paper = {"source": "A & B", "datasets": ["One"], "figures": {"1": {"plain": {"One": [70.0, 60.5]}}}}
+
+    def beside(share: float | int) -> list[str]:
+        plan = plan_of(tmp_path, here, labelled=[share], published=paper)
+        lines = {m.name: Comparison("", m.name, "plain", 1, 4, 4, 0.5, 0.0, 0.4, 0.6) for m in METRICS}
+        title = section_title(share, len(plan.runs[0].split.labelled))
+        table = ComparisonTable("plain", (Row(title, "plain", False, None, Costs(), lines),))
+        _, found = published_rows(plan, table)
+        write_tables(plan, table)
+        assert "70.00 / 60.50" in (plan.out / "table.tex").read_text(encoding="utf-8")
+        return found
+
+    assert beside(1.0)[1:] == ["plain", "50.00 / 50.00", "70.00 / 60.50"]
+    assert beside(1)[1:] == ["plain", "–", "70.00 / 60.50"]
 
 
 def test_two_rows_of_one_configuration_are_one_run(tmp_path, here):

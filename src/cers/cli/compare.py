@@ -52,13 +52,11 @@ def compare(
 
 def show_comparison(table: "ComparisonTable") -> None:
     """Scores, costs and what they mean, for a terminal."""
-    from cers.evaluate.comparison_table import legend, parts, without_empty_columns
+    from cers.evaluate.comparison_table import legend, parts
 
-    for title, rows in parts(table).items():
-        if len(rows) > 1:
-            head, *body = without_empty_columns(rows)
-            say_table(head, body, title=title)
-            say("")
+    for title, (head, *body) in parts(table).items():
+        say_table(head, body, title=title)
+        say("")
     for line in legend(table):
         note(line)
 

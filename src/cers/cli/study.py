@@ -12,7 +12,7 @@ from cers.cli.console import Cell, note, progress, say, say_table
 from cers.errors import CersError, Interrupted
 
 if TYPE_CHECKING:
-    from cers.study.definition import Share
+    from cers.study.definition import Share, Study
     from cers.study.plan import Plan, PlannedRun
     from cers.study.runner import Progress
     from cers.study.worker import Ended
@@ -39,13 +39,10 @@ def study(
 ) -> None:
     """Train and score a grid of runs as far as it is not done, then compare them. Ctrl-C, or a kill, loses no run."""
     note("loading libraries")
-    from cers.study.definition import load_study
     from cers.study.plan import make_plan, require_data
     from cers.study.runner import do_runs
 
-    chosen = load_study(source).restricted(
-        preset, _numbers(labelled, "--labelled"), _integers(seeds, "--seeds"), _words(rows)
-    )
+    chosen = chosen_study(source, preset, labelled, seeds, rows)
     plan = make_plan(chosen, out or Path("runs") / Path(source).stem, overrides or ())
     todo = [run for run in plan.runs if not plan.is_done(run)]
     if todo:
@@ -62,6 +59,18 @@ def study(
         raise Interrupted(f"stopped; {_standing(plan)}; go on with the same command") from None
     _show_table(plan)
     _conclude(plan, found)
+
+
+def chosen_study(source: str, preset: str | None, labelled: str | None, seeds: str | None, rows: str | None) -> "Study":
+    """A study as the options of the command make it.
+
+    Raises:
+        CersError: no such study, or an option that does not fit it.
+    """
+    from cers.study.definition import load_study
+
+    shares = _numbers(labelled, "--labelled")
+    return load_study(source).restricted(preset, shares, _integers(seeds, "--seeds"), _words(rows))
 
 
 @contextmanager
@@ -148,7 +157,8 @@ def _show_estimates(plan: "Plan", todo: Sequence["PlannedRun"], jobs: int, threa
         if each is None:
             rows.append([*cells, "–", "done", "–"])
         else:
-            rows.append([*cells, count(each.parameters), each.failed or duration(each.seconds), memory(each.memory)])
+            time_left = "fails" if each.failed else duration(each.seconds)
+            rows.append([*cells, count(each.parameters), time_left, memory(each.memory)])
     say_table(["run", "method", "labelled", "steps", "parameters", "time", "memory"], rows, title=plan.study.title)
     at_once = min(jobs, max(1, len(todo)))
     total = sum(each.seconds or 0.0 for each in found) / at_once
@@ -157,6 +167,11 @@ def _show_estimates(plan: "Plan", todo: Sequence["PlannedRun"], jobs: int, threa
         f"{len(todo)} of {len(plan.runs)} runs to do in {plan.out}: about {duration(total)} and up to {memory(largest)}"
     )
     note(f"by a few steps of each of {distinct(todo)} configurations, measured one at a time; {at_once} at once")
+    failed = [each for each in found if each.failed]
+    for each in failed:
+        note(f"failed: {each.run.name}: {each.failed}")
+    if failed:
+        raise CersError(f"{len(failed)} of {len(todo)} runs would fail, and are not in the time; mend the cause first")
 
 
 def _words(text: str | None) -> list[str]:

@@ -33,14 +33,17 @@ def cost_rows(table: ComparisonTable) -> Rows:
     head = [*_names(table), "parameters", "steps", "optimiser steps", "labelled images", "unlabelled images"]
     head += ["image passes", "a step", f"less {table.reference}'s", "wall-clock", "peak memory"]
     base = {row.section: row.costs.step_seconds for row in table.rows if row.method == table.reference}
-    return [head, *(_costs(row, _titled(table), base.get(row.section)) for row in table.rows)]
+    beside = [None if row.method == table.reference else base.get(row.section) for row in table.rows]
+    return [head, *(_costs(row, _titled(table), step) for row, step in zip(table.rows, beside, strict=True))]
 
 
 def parts(table: ComparisonTable) -> dict[str, Rows]:
-    """The table in parts narrow enough for a terminal; rows that are compared with nothing have no difference."""
+    """The table in parts narrow enough for a page: what is known, and rows that are compared with something."""
     head, *differences = difference_rows(table)
     tested = [cells for cells, row in zip(differences, table.rows, strict=True) if not isnan(row.dice.p)]
-    return {"Scores": score_rows(table), "Differences": [head, *tested], "What it took": cost_rows(table)}
+    three = {"Scores": score_rows(table), "Differences": [head, *tested], "What it took": cost_rows(table)}
+    known = {name: _without_empty_columns(rows) for name, rows in three.items()}
+    return {name: rows for name, rows in known.items() if len(rows) > 1 and len(rows[0]) > len(_names(table))}
 
 
 def full_rows(table: ComparisonTable) -> Rows:
@@ -73,8 +76,10 @@ def to_markdown(table: ComparisonTable) -> str:
 
 
 def to_latex(table: ComparisonTable, caption: str = "") -> str:
-    """The full table in LaTeX, with its legend."""
-    return latex(full_rows(table), caption or "Comparison", legend(table))
+    """Scores, differences and costs as tables that fit a page, the last with the legend."""
+    shown = {f"{caption or 'Comparison'}: {name[0].lower()}{name[1:]}": rows for name, rows in parts(table).items()}
+    last = list(shown)[-1]
+    return "\n".join(latex(rows, title, legend(table) if title == last else ()) for title, rows in shown.items())
 
 
 def to_csv(table: ComparisonTable) -> str:
@@ -92,8 +97,7 @@ def to_csv(table: ComparisonTable) -> str:
     return text.getvalue()
 
 
-def without_empty_columns(rows: Sequence[Sequence[str]]) -> Rows:
-    """The rows without columns in which nothing is known."""
+def _without_empty_columns(rows: Sequence[Sequence[str]]) -> Rows:
     kept = [i for i in range(len(rows[0])) if i == 0 or any(row[i] != "–" for row in rows[1:])]
     return [[row[i] for i in kept] for row in rows]
 

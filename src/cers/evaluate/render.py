@@ -11,7 +11,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def interval(low: float | None, high: float | None) -> str:
     """The two ends of an interval, or a dash where there is none."""
-    return "–" if number(low) == "–" else f"[{number(low)}, {number(high)}]"
+    return "–" if number(low) == "–" else f"[{number(low)}, {number(high)}]".replace("-", "−")
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -56,7 +56,8 @@ def memory(size: float | None) -> str:
 
 def latex(rows: Sequence[Sequence[str]], caption: str = "", notes: Sequence[str] = ()) -> str:
     """A LaTeX table (booktabs, graphicx) of `rows`, the first of which is its head."""
-    head, *body = [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
+    # Braces: after a line's end `[` and `*` would be options of it.
+    head, *body = ["{}" + " & ".join(map(_escaped, row)) + r" \\" for row in rows]
     columns = "l" * len(rows[0])
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}", r"\resizebox{\textwidth}{!}{%"]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]

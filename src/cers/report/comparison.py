@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matplotlib.ticker import MaxNLocator
 
 from cers.evaluate.compare import ComparisonTable, Row
-from cers.evaluate.comparison_table import TEXT_MARK, parts, without_empty_columns
+from cers.evaluate.comparison_table import TEXT_MARK, parts
 from cers.evaluate.render import interval, number, signed
 from cers.report.page import environment
 
@@ -82,7 +82,7 @@ def render_comparison(
             reference=table.reference,
             forests=forest_plots(table),
             curves=share_curves(table),
-            tables={name: without_empty_columns(rows) for name, rows in parts(table).items() if len(rows) > 1},
+            tables=parts(table),
             legend=legend,
             published=published,
             protocol=protocol,
@@ -162,11 +162,14 @@ def _dice_ends(row: Row) -> tuple[float, float]:
 def _spread(wanted: Sequence[float]) -> list[float]:
     """Heights of labels near those wanted, none nearer to the next than a line of text, none below the plot."""
     found = dict.fromkeys(range(len(wanted)), 0.0)
+    order = sorted(found, key=lambda i: wanted[i])
     last = -math.inf
-    for i in sorted(found, key=lambda i: wanted[i]):
+    for i in order:
         found[i] = last = max(wanted[i], last + LABEL_GAP)
-    beyond = max(0.0, last - CURVE_BOTTOM)
-    return [round(found[i] - beyond, 1) for i in found]
+    last = CURVE_BOTTOM + LABEL_GAP
+    for i in reversed(order):  # only labels that were pushed beyond the plot, and those in their way, move up again
+        found[i] = last = min(found[i], last - LABEL_GAP)
+    return [round(found[i], 1) for i in found]
 
 
 def _forest_line(row: Row, y: float, x: _Axis) -> ForestLine:

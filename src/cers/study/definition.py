@@ -1,13 +1,14 @@
 """What a study is: rows, labelled shares and seeds over one preset, read from YAML."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cers.config import RunConfig, Section, load_config, validate_settings
 from cers.errors import CersError, nearest
@@ -33,6 +34,16 @@ class Published(Section):
     figures: dict[str, dict[str, dict[str, tuple[float, ...]]]]
     extra: dict[str, dict[str, str]] = Field({}, description="further columns by title, then row")
     differences: tuple[str, ...] = Field((), description="how its protocol differs from any of ours")
+
+    @model_validator(mode="after")
+    def _of_known_datasets(self) -> Self:
+        for share, rows in self.figures.items():
+            if share != "any" and not re.fullmatch(r"\d+(\.\d+)?", share):
+                raise ValueError(f"figures: '{share}' is no labelled share; write 0.25, 1 or any")
+            for row, by_dataset in rows.items():
+                for name in by_dataset.keys() - set(self.datasets):
+                    raise ValueError(f"figures of '{row}': no dataset '{name}'; {nearest(name, self.datasets)}")
+        return self
 
 
 class Study(Section):
@@ -134,7 +145,9 @@ def load_study(source: str | Path) -> Study:
         raise CersError(f"{source}: not a readable YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise CersError(f"{source}: expected the keys of a study such as 'rows:', found {type(values).__name__}")
-    return _checked(values, str(source))
+    study = _checked(values, str(source))
+    _require_known_rows_and_shares(study, str(source))
+    return study
 
 
 def dump_study(study: Study) -> str:
@@ -145,6 +158,18 @@ def dump_study(study: Study) -> str:
 def share_name(share: Share) -> str:
     """A labelled share or count in words."""
     return f"{share} cases" if isinstance(share, int) else f"{100 * share:g} %"
+
+
+def _require_known_rows_and_shares(study: Study, where: str) -> None:
+    """A study as written must name no row and no share that it has not; a restricted one may."""
+    for row in study.rows:
+        for share in row.labelled or ():
+            if share not in study.labelled:
+                raise CersError(f"{where}: row '{row.name}' is labelled {share}, which is none of the study's shares")
+    names = [row.name for row in study.rows]
+    for figures in study.published.figures.values() if study.published else ():
+        for name in figures.keys() - set(names):
+            raise CersError(f"{where}: figures are published of '{name}', which is no row; {nearest(name, names)}")
 
 
 def _checked(values: Mapping[str, Any], where: str) -> Study:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from cers.study.definition import Share, Study, share_name
 
 # Where the data lie and how they are read; what a run sees of them is in the hash of its split.
 _PLACES = FREE | {"data.split", "data.labelled", "data.layout", "data.negatives", "data.group_pattern"}
-_FILES = ("data.rationales", "model.weights", "text.report", "text.cot")
+
+# Settings that may name a file or a folder, which counts by what it holds.
+FILES = ("data.rationales", "model.weights", "text.report", "text.cot")
 _KEY = 12
 
 
@@ -139,14 +142,30 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     settings = method_settings(config.method.name, config.method.settings).model_dump(mode="json")
     values = flat(config.resolved(config.train.precision, settings).model_dump(mode="json"))
     kept = {key: value for key, value in values.items() if key not in _PLACES}
-    return kept | {key: _content(kept[key]) for key in _FILES}
+    return kept | {key: _content(kept[key]) for key in FILES}
+
+
+def named_file(value: Any) -> Path | None:
+    """The file, or the folder of a text encoder, that a setting among FILES names; None where it names neither."""
+    path = Path(value) if isinstance(value, str) else None
+    return path if path is not None and (path.is_file() or (path / "config.json").is_file()) else None
 
 
 def _content(value: Any) -> Any:
-    """A file by its hash, anything else as it is."""
-    if isinstance(value, str) and (path := Path(value)).is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return value
+    """A file or a folder by its hash, anything else as it is."""
+    path = named_file(value)
+    if path is None:
+        return value
+    if path.is_file():
+        return _sha256(path, path.stat().st_mtime_ns)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return _hash({file.relative_to(path).as_posix(): _sha256(file, file.stat().st_mtime_ns) for file in files})
+
+
+@cache
+def _sha256(path: Path, _changed: int) -> str:
+    """Read once for as long as it is not changed, not for every run that names it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _hash(values: Mapping[str, Any]) -> str:

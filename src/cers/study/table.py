@@ -7,7 +7,7 @@ from cers.config import load_config
 from cers.evaluate.compare import ComparisonTable, compare_sections
 from cers.evaluate.comparison_table import Rows, legend, to_csv, to_latex, to_markdown
 from cers.evaluate.notes import flat
-from cers.evaluate.render import markdown, number
+from cers.evaluate.render import latex, markdown, number
 from cers.files import write_atomic
 from cers.report.comparison import render_comparison
 from cers.study.definition import Share, share_name
@@ -58,21 +58,23 @@ def published_rows(plan: Plan, table: ComparisonTable) -> Rows:
     rows = [[*head, *published.extra]]
     ours = {(row.section, row.method): row for row in table.rows}
     counts = {run.share: len(run.split.labelled) for run in plan.runs}
-    shares: dict[str, list[Share]] = {"any": list(counts)} | {f"{share:g}": [share] for share in counts}
+    # Figures are of shares; a count such as 1 must not be taken for the share 1, all of them.
+    shares: dict[str, list[Share]] = {"any": list(counts)}
+    shares |= {f"{share:g}": [share] for share in counts if isinstance(share, float)}
     for key, figures in published.figures.items():
         for name, by_dataset in figures.items():
             cells = [_pair(by_dataset.get(dataset)) for dataset in published.datasets]
             cells += [column.get(name, "–") for column in published.extra.values()]
             found = [
                 (section, mine)
-                for share in shares.get(key, [])
+                for share in shares.get(key if key == "any" else f"{float(key):g}", [])
                 if (mine := ours.get((section := section_title(share, counts[share]), name))) is not None
             ]
             for section, mine in found:
                 both = f"{number(100 * mine.dice.mean, 2)} / {number(100 * mine.by_metric['iou'].mean, 2)}"
                 rows.append([section, name, both, *cells])
             if not found:
-                rows.append(["any" if key == "any" else share_name(float(key)), name, "–", *cells])
+                rows.append([key if key == "any" else share_name(float(key)), name, "–", *cells])
     return rows
 
 
@@ -99,14 +101,15 @@ def protocol(plan: Plan) -> list[str]:
 def write_tables(plan: Plan, table: ComparisonTable) -> list[Path]:
     """Write `table.csv`, `.md`, `.tex` and `.html` into the study's folder."""
     title, beside = plan.study.title, published_rows(plan, table)
-    text = f"# {title}\n\n{to_markdown(table)}"
+    text, tex = f"# {title}\n\n{to_markdown(table)}", to_latex(table, title)
     if beside and plan.study.published:
-        text += f"\n## Beside {plan.study.published.source} (Dice / IoU, %)\n\n{markdown(beside)}"
-        text += "".join(f"\n- {line}" for line in protocol(plan)) + "\n"
+        head = f"Beside {plan.study.published.source} (Dice / IoU, %)"
+        text += f"\n## {head}\n\n{markdown(beside)}" + "".join(f"\n- {line}" for line in protocol(plan)) + "\n"
+        tex += "\n" + latex(beside, head, protocol(plan))
     files = {
         "table.csv": to_csv(table),
         "table.md": text,
-        "table.tex": to_latex(table, title),
+        "table.tex": tex,
         "table.html": render_comparison(title, table, legend(table), beside, protocol(plan)),
     }
     for name, content in files.items():

@@ -61,26 +61,29 @@ def begin(folder: Path, function: Callable[..., None], *arguments: Any) -> None:
 
 def work(job: Job, pipe: Connection) -> None:
     """Do `job`; tell `pipe` of progress and of the end. Its other end closed, by hand or by death, means stop."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setsid()  # Ctrl-C in the terminal is for the study, which asks its workers to stop once
-    _log_to(job.log)
-    torch.set_num_threads(job.threads)
-    cv2.setNumThreads(job.threads)
-    threading.Thread(target=_stop_when_closed, args=(pipe,), daemon=True).start()
+    _set_apart(job.log, job.threads, pipe)
     tell = _teller(pipe)
     tell(_outcome(lambda: _locked(job, tell)))
 
 
 def serve(function: Callable[..., Any], argument: Any, log: Path, threads: int, pipe: Connection) -> None:
     """Send what `function(argument)` returns, or how it failed: for work that needs a process of its own."""
-    _log_to(log)
-    torch.set_num_threads(threads)
+    _set_apart(log, threads, pipe)
     tell = _teller(pipe)
 
     def answer() -> None:
         tell(function(argument))
 
     tell(_outcome(answer))
+
+
+def _set_apart(log: Path, threads: int, pipe: Connection) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        os.setsid()  # Ctrl-C in the terminal is for the study, which asks its workers to stop once
+    _log_to(log)
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    threading.Thread(target=_stop_when_closed, args=(pipe,), daemon=True).start()
 
 
 def _outcome(function: Callable[[], None]) -> Ended:
