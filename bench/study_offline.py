@@ -44,9 +44,6 @@ SAFETY = 60.0  # seconds of a call for saving, the table and packing
 GATHER = 1.0  # seconds between looks for finished runs
 
 
-# ---- here: pack
-
-
 def pack(given: argparse.Namespace) -> None:
     """Write the bundle of a study."""
     from cers.cli.study import chosen_study
@@ -212,9 +209,6 @@ def _carry_code(bundle: Path, wheels: Path | None) -> None:
     shutil.copy(__file__, bundle / "study_offline.py")
 
 
-# ---- there: run
-
-
 def run(given: argparse.Namespace) -> int:
     """Go on with a bundle's study for some minutes; RESULTS is read if it is there, and kept up to date."""
     began = time.monotonic()
@@ -306,9 +300,6 @@ def _gather(out: Path, results: Path) -> None:
     temporary.replace(results)
 
 
-# ---- here again: unpack
-
-
 def unpack(results: Path, out: Path) -> tuple[int, list[Path]]:
     """Put the runs of `results` into a study's folder: how many, and those begun here that were let be.
 
@@ -321,7 +312,7 @@ def unpack(results: Path, out: Path) -> tuple[int, list[Path]]:
             with tarfile.open(results) as archive:
                 archive.extractall(folder, filter="data")
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise SystemExit(f"error: {results} cannot be unpacked: {error}") from None
+            raise SystemExit(f"error: {results} cannot be unpacked: {' '.join(str(error).split())}") from None
         done = {_key(run) for run in _finished(out)}
         here = {_key(run): run for run in runs.iterdir()}
         for run in Path(folder).iterdir():
@@ -366,9 +357,8 @@ def main() -> int:
     running.add_argument(
         "--work", type=Path, help="for checkpoints and decoded images; default in the temporary folder"
     )
-    running.add_argument("--minutes", type=float, default=9.0)
-    running.add_argument("--jobs", type=int, default=1)
-    running.add_argument("--threads", type=int, default=1)
+    for option, default in (("--minutes", 9.0), ("--jobs", 1), ("--threads", 1)):
+        running.add_argument(option, type=type(default), default=default)
     running.add_argument("--dry-run", action="store_true")
     unpacking = verbs.add_parser("unpack")
     unpacking.add_argument("results", type=Path)
@@ -378,10 +368,6 @@ def main() -> int:
         given = parser.parse_args()
     else:
         given.overrides += rest  # argparse reads a list of words before the first option only
-    return _do(given)
-
-
-def _do(given: argparse.Namespace) -> int:
     if given.verb == "run":
         return run(given)
     if given.verb == "unpack":

@@ -92,4 +92,11 @@ def test_a_browser_shows_it_without_overflow_or_complaint(table, tmp_path_factor
             ".length"
         )
         assert browser.value(outside) == 0
+        dashes = "e => getComputedStyle(e).strokeDasharray + getComputedStyle(e).stroke"
+        groups = "[...document.querySelectorAll('g:has(polyline)')]"
+        assert browser.value(f"new Set({groups}.map(g => ({dashes})(g.querySelector('line.curve')))).size") == len(
+            METHODS
+        )
+        told = f"{groups}.every(g => new Set([...g.querySelectorAll('.curve')].map({dashes})).size == 1)"
+        assert browser.value(told) is True
         assert browser.complaints() == []

@@ -95,6 +95,20 @@ def test_a_finished_study_only_tells_its_table(finished, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()} == before
 
 
+def test_the_table_so_far_is_shown_without_training(finished, tmp_path):
+    out = Path(shutil.copytree(finished[-1], tmp_path / "out"))
+    plan = make_plan(load_study(finished[0]), out, finished[1:4])
+    gone = next(run for run in plan.runs if run.row == "teacher")
+    shutil.rmtree(plan.folder(gone))
+    (out / "table.csv").unlink()
+    done = succeeds("study", *finished[:-1], out, "--table")
+    assert "3 of 6 runs are done" in done.stderr
+    with (out / "table.csv").open(encoding="utf-8") as file:
+        assert {line["method"]: line["seeds"] for line in csv.DictReader(file)} == {"plain": "2", "teacher": "1"}
+    assert not plan.folder(gone).exists()
+    assert "no run of this study is done" in refused("study", *finished[:-1], tmp_path / "empty", "--table")
+
+
 def test_a_run_that_another_process_holds_is_not_done_twice(finished, tmp_path):
     from filelock import FileLock
 

@@ -60,7 +60,7 @@ def test_the_paper_preset_keeps_its_settings_of_cers():
         ({"rows": [{"name": "plain", "labelled": [0.4]}]}, "'plain' is labelled 0.4, which is none of the study's"),
         (published({"half": {}}), "'half' is no labelled share; write 0.25, 1 or any"),
         (published({"any": {"plian": {}}}), "figures are published of 'plian', which is no row; did you mean 'plain'"),
-        (published({"1": {"plain": {"Won": [1]}}}), "figures of 'plain': no dataset 'Won'; did you mean 'One'"),
+        (published({"1": {"plain": {"Ones": [1]}}}), "figures of 'plain' are of no dataset 'Ones'; did you mean 'One'"),
     ],
 )
 def test_mistakes_in_a_file_are_named_in_one_line(tmp_path, changes, message):

@@ -85,8 +85,8 @@ def test_published_shares_are_no_counts(tmp_path, here):
 
     def beside(share: float | int) -> list[str]:
         plan = plan_of(tmp_path, here, labelled=[share], published=paper)
-        lines = {m.name: Comparison("", m.name, "plain", 1, 4, 4, 0.5, 0.0, 0.4, 0.6) for m in METRICS}
         title = section_title(share, len(plan.runs[0].split.labelled))
+        lines = {m.name: Comparison(title, m.name, "plain", 1, 4, 4, 0.5, 0.0, 0.4, 0.6) for m in METRICS}
         table = ComparisonTable("plain", (Row(title, "plain", False, None, Costs(), lines),))
         _, found = published_rows(plan, table)
         write_tables(plan, table)

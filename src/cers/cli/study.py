@@ -36,6 +36,7 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would run, how long, in what memory.")
     ] = False,
+    table: Annotated[bool, typer.Option("--table", help="Only show and write the table of what is done.")] = False,
 ) -> None:
     """Train and score a grid of runs as far as it is not done, then compare them. Ctrl-C, or a kill, loses no run."""
     note("loading libraries")
@@ -45,6 +46,12 @@ def study(
     chosen = chosen_study(source, preset, labelled, seeds, rows)
     plan = make_plan(chosen, out or Path("runs") / Path(source).stem, overrides or ())
     todo = [run for run in plan.runs if not plan.is_done(run)]
+    if table:
+        if len(todo) == len(plan.runs):
+            raise CersError(f"no run of this study is done in {plan.out}; leave out --table, or give its --out")
+        note(_standing(plan))
+        _show_table(plan)
+        return
     if todo:
         require_data(plan)
     if dry_run:

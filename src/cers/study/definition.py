@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from cers.config import RunConfig, Section, load_config, validate_settings
 from cers.errors import CersError, nearest
@@ -34,16 +34,6 @@ class Published(Section):
     figures: dict[str, dict[str, dict[str, tuple[float, ...]]]]
     extra: dict[str, dict[str, str]] = Field({}, description="further columns by title, then row")
     differences: tuple[str, ...] = Field((), description="how its protocol differs from any of ours")
-
-    @model_validator(mode="after")
-    def _of_known_datasets(self) -> Self:
-        for share, rows in self.figures.items():
-            if share != "any" and not re.fullmatch(r"\d+(\.\d+)?", share):
-                raise ValueError(f"figures: '{share}' is no labelled share; write 0.25, 1 or any")
-            for row, by_dataset in rows.items():
-                for name in by_dataset.keys() - set(self.datasets):
-                    raise ValueError(f"figures of '{row}': no dataset '{name}'; {nearest(name, self.datasets)}")
-        return self
 
 
 class Study(Section):
@@ -166,10 +156,20 @@ def _require_known_rows_and_shares(study: Study, where: str) -> None:
         for share in row.labelled or ():
             if share not in study.labelled:
                 raise CersError(f"{where}: row '{row.name}' is labelled {share}, which is none of the study's shares")
-    names = [row.name for row in study.rows]
-    for figures in study.published.figures.values() if study.published else ():
-        for name in figures.keys() - set(names):
-            raise CersError(f"{where}: figures are published of '{name}', which is no row; {nearest(name, names)}")
+    if study.published is not None:
+        _require_known_figures(study.published, [row.name for row in study.rows], where)
+
+
+def _require_known_figures(published: Published, rows: Sequence[str], where: str) -> None:
+    for share, figures in published.figures.items():
+        if share != "any" and not re.fullmatch(r"\d+(\.\d+)?", share):
+            raise CersError(f"{where}: published '{share}' is no labelled share; write 0.25, 1 or any")
+        for row, by_dataset in figures.items():
+            if row not in rows:
+                raise CersError(f"{where}: figures are published of '{row}', which is no row; {nearest(row, rows)}")
+            for name in by_dataset.keys() - set(published.datasets):
+                known = nearest(name, published.datasets)
+                raise CersError(f"{where}: figures of '{row}' are of no dataset '{name}'; {known}")
 
 
 def _checked(values: Mapping[str, Any], where: str) -> Study:
