@@ -17,6 +17,17 @@ def test_what_is_written_is_read_again(tmp_path):
     assert load_study(tmp_path / "again.yaml") == study
 
 
+def test_what_is_left_of_a_study_is_a_study(tmp_path):
+    left = load_study("table1").restricted(rows=["supervised", "bcp"], seeds=[3])
+    assert left.published is not None
+    assert {name for figures in left.published.figures.values() for name in figures} == {"supervised", "bcp"}
+    (tmp_path / "left.yaml").write_text(dump_study(left), encoding="utf-8")
+    assert load_study(tmp_path / "left.yaml") == left
+    fewer = load_study("table1").restricted(labelled=[0.02])
+    (tmp_path / "fewer.yaml").write_text(dump_study(fewer), encoding="utf-8")
+    assert load_study(tmp_path / "fewer.yaml") == fewer
+
+
 @pytest.mark.parametrize("preset", ["paper", "cpu", "screen"])
 @pytest.mark.parametrize("name", study_names())
 def test_every_shipped_study_fits_every_preset(name, preset):

@@ -80,6 +80,11 @@ class Study(Section):
                 raise CersError(f"no row '{name}' in this study; {nearest(name, names)}")
         values = self.model_dump()
         values["rows"] = [row for row in values["rows"] if not rows or row["name"] in rows]
+        if self.published is not None:
+            chosen = {row["name"] for row in values["rows"]}
+            for figures in values["published"]["figures"].values():
+                for name in figures.keys() - chosen:
+                    del figures[name]
         values["preset"] = preset or self.preset
         if labelled:
             values["labelled"] = tuple(labelled)
