@@ -444,3 +444,61 @@ def test_a_mistaken_setting_is_one_line(settings, message):
     assert message in str(raised.value)
     assert "method.settings of 'cers'" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_masks_of_references_reach_the_retrieval_branch_and_no_other():
+    method = filled({"reference_masks": True, "retrieval": "image"})
+    torch.manual_seed(0)
+    for p in method.mask_prior.parameters():
+        nn.init.normal_(p)
+    retrieval, base = branches(method, query())
+    alone, _ = branches(method, query(), use_evidence=False)
+    assert not torch.equal(retrieval, alone)
+    method.pool.prototypes.copy_(method.pool.prototypes.flip(1))  # what was lesion is background
+    swapped, same = branches(method, query())
+    assert not torch.allclose(swapped, retrieval, atol=1e-6, rtol=0)
+    assert torch.equal(same, base)
+
+
+def test_prototypes_of_the_pool_follow_the_masks_of_the_step():
+    method = cers({"reference_masks": True, "pool_momentum": 0.5})
+    batch = make_semi()
+    method.start_stage("semi", [make_batch(method.pool.ids, masked=True)])
+    before = method.pool.prototypes.clone()
+    other_view = replace(batch.labelled, images=batch.labelled.images.flip(-1))
+    step(method, replace(batch, labelled=other_view))
+    method.after_step()
+    moved = (method.pool.prototypes != before).flatten(1).any(dim=1)
+    assert [id_ for id_, m in zip(method.pool.ids, moved.tolist(), strict=True) if m] == sorted(set(batch.labelled.ids))
+
+
+def test_strong_views_learn_what_the_retrieval_branch_sees_in_weak_ones():
+    method = filled({"strong_views": True, "cutmix": 0.0, "confidence": 0.6})
+    with torch.no_grad():
+        method.retrieval_decoder.head.logit.weight.mul_(50)
+        method.retrieval_decoder.head.logit.bias.fill_(0.0)
+    batch = make_semi(strong_views=1)
+    weak = method.predict(batch.unlabelled).branches["retrieval"]
+    sure = ((weak >= 0.6) | (weak <= 0.4)).float()
+    assert 0 < sure.mean() < 1
+    strong = replace(batch.unlabelled, images=batch.unlabelled.strong[:, 0])
+    joined = SemiBatch(batch.labelled, strong).joined()
+    n = len(batch.labelled)
+    losses = [
+        (F.binary_cross_entropy(p[n:], (weak > 0.5).float(), reduction="none") * sure).mean()
+        for p in branches(method, joined)
+    ]
+    assert float(step(method, batch).logs["consistency"]) == pytest.approx(float(sum(losses)), rel=1e-3)
+
+
+def test_no_gradient_reaches_the_lesson():
+    method = filled({"strong_views": True})
+    lesson = method._lesson(make_semi(strong_views=1).unlabelled)
+    assert not any(x.requires_grad for x in (lesson.images, lesson.label, lesson.sure))
+
+
+@pytest.mark.parametrize("settings", [{"reference_masks": True}, {"strong_views": True}], ids=str)
+def test_additions_train_without_retrieval_and_without_unlabelled_images(settings):
+    method = cers({**settings, "retrieval": "none"})
+    train(method, make_semi(unlabelled=(), strong_views=method.strong_views), 4)
+    assert method.eval().predict(query()).probability.isfinite().all()

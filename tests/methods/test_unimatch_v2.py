@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from cers.data.case import SemiBatch
 from cers.methods.base import Progress
-from cers.methods.unimatch_v2 import UniMatchV2, cutmix_boxes, paste
+from cers.methods.strong_views import cutmix_boxes, paste
+from cers.methods.unimatch_v2 import UniMatchV2
 
 STEP = Progress("train", 0, 10)
 
@@ -80,7 +81,8 @@ def test_the_loss_is_its_formula():
 def test_labels_and_sureness_move_with_the_boxes():
     method = unimatch(cutmix=1.0).train()
     batch = make_batch(("u0", "u1"), masked=False, strong_views=2)
-    views, labels, sure = method._mixed_views(batch)
+    lesson = method._lesson(batch)
+    views, labels, sure = (x.chunk(2) for x in (lesson.images, lesson.label, lesson.sure))
     p = method.teacher(batch.images).sigmoid()
     plain = {"label": (p > 0.5).float(), "sure": (torch.maximum(p, 1 - p) >= 0.95).float()}
     for i, view in enumerate(views):

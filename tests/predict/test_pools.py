@@ -8,12 +8,13 @@ from typer.testing import CliRunner
 
 from cers.cli.main import main
 from cers.cli.pool import app
+from cers.config import load_config
 from cers.data.layouts import load_cases
 from cers.errors import CersError
 from cers.evaluation import evaluate
 from cers.predict.pools import build_pool, inspect_pool, load_pool, neighbours
 from cers.retrieval.pool import KnowledgePool, PoolEntry, PoolShape
-from cers.run import load_run
+from cers.run import load_run, train
 
 LIMIT = 80 * 1024  # bytes per case
 
@@ -56,6 +57,19 @@ def test_mask_informed_rationales_are_preferred(home: Path, tmp_path: Path) -> N
     assert free.cot_known.all()
     assert torch.equal(informed.image, free.image)
     assert not torch.allclose(informed.cot, free.cot, atol=1e-3)
+
+
+def test_a_pool_of_references_with_masks_keeps_what_lies_under_them(home: Path) -> None:
+    config = load_config(home / "cers" / "config.yaml").with_values(["method.settings.reference_masks=true"])
+    train(config, home / "masks")
+    assert build_pool(home / "cers", home / "without").shape.prototypes == 0
+    pool = build_pool(home / "masks", home / "with", data=home / "elsewhere" / "manifest.csv", keep_own=True)
+    lesion, background = pool.prototypes.unbind(1)
+    negative = {case.id for case in load_cases(home / "elsewhere" / "manifest.csv") if case.negative}
+    assert {id_ for id_, row in zip(pool.ids, lesion.any(dim=1).tolist(), strict=True) if not row} >= negative
+    assert lesion.any(dim=1).sum() >= 20
+    assert background.any(dim=1).all()
+    assert evaluate(home / "masks", pool=home / "with", out=home / "with-masks")["branches"]
 
 
 def test_new_knowledge_changes_what_is_retrieved_and_nothing_else(home: Path, extended: Path) -> None:

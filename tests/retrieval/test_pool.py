@@ -252,3 +252,17 @@ def test_a_case_is_found_by_its_id_and_a_wrong_one_gets_a_hint():
     assert pool.row_of("case-2") == 1
     with pytest.raises(CersError, match="'case-22' is not in the pool of 2 cases; did you mean 'case-2'"):
         pool.row_of("case-22")
+
+
+def test_prototypes_are_kept_where_asked_for_and_move_with_the_features(tmp_path):
+    pool = KnowledgePool(entries(), PoolShape(channels=6, grid=2, prototypes=7))
+    first, second = rand(4, 2, 7, seed=2), rand(4, 2, 7, seed=3)
+    pool.fill(IDS, rand(4, 6, 4, 4), prototypes=first)
+    assert torch.allclose(pool.prototypes[pool.row_of("d")].float(), first[2], atol=2e-3)
+    pool.update(("d", "x", "c"), rand(3, 6, 4, 4), 0.75, second[:3])
+    for id_, place, step in (("d", 2, 0), ("c", 0, 2)):
+        expected = 0.75 * first[place] + 0.25 * second[step]
+        assert torch.allclose(pool.prototypes[pool.row_of(id_)].float(), expected, atol=4e-3)
+    pool.save(tmp_path, "e")
+    assert torch.equal(KnowledgePool.load(tmp_path).prototypes, pool.prototypes)
+    assert "prototypes" not in KnowledgePool(entries(), SHAPE).state_dict()

@@ -125,7 +125,7 @@ class Method(nn.Module, ABC):
     encoder: PyramidEncoder
     pool: KnowledgePool | None
     reads_text: bool = False
-    strong_views: ClassVar[int] = 0
+    strong_views: int = 0
     optimiser_steps: int = 1
     networks: ClassVar[str] = "1"
 

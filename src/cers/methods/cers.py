@@ -4,6 +4,9 @@ Stage "warm-up" trains encoder, both decoders and the image-CoT alignment on lab
 the knowledge pool. Stage "semi" retrieves for every image by similarity of image and of rationale (2.2), fuses what it
 finds into the retrieval decoder (Eq. 3, 4), lets both decoders agree on unlabelled images (Eq. 6, 7) and moves the
 pool after the encoder (Eq. 5).
+
+Beyond the paper, off by default: with `reference_masks` references also say where their lesion lay (`MaskPrior`); with
+`strong_views` the retrieval branch teaches both branches by strong views instead of Eq. 6 (`Lesson`).
 """
 
 import math
@@ -21,7 +24,9 @@ from cers.errors import CersError, nearest
 from cers.losses import contrastive_alignment, dice_ce, sharpened_consistency
 from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, Setup, Stage, StepResult
 from cers.methods.evidence import Retriever, Strategy
+from cers.methods.strong_views import Lesson
 from cers.nets.decoders import ResidualUNetDecoder
+from cers.nets.mask_prior import SCALES, MaskPrior, mask_prototypes
 from cers.nets.mcam import make_retrieval_decoder
 from cers.nets.reference_fusion import ReferenceFusion
 from cers.nets.text_attention import ReportAttention
@@ -45,6 +50,7 @@ class CERSSettings(Settings):
     decoder: Literal["mcam", "unet", "swin-unet"] = "mcam"
     coordinate_gate: bool = True
     multi_scale: bool = True
+    reference_masks: bool = Field(False, description="references also say where their lesion lay")
     output: Literal["retrieval", "base"] = Field("retrieval", description="the declared branch")
     warmup_share: float = Field(0.3, gt=0, lt=1, description="share of the steps spent in the warm-up")
     warmup_lr_factor: float = Field(1.0, gt=0)
@@ -52,6 +58,9 @@ class CERSSettings(Settings):
     embedding: int = Field(512, ge=1, description="width of the space in which image and CoT are aligned")
     consistency: float = Field(1.0, ge=0, description="largest weight of Eq. 6, as a mean over pixels")
     consistency_on: Literal["unlabelled", "all"] = "unlabelled"
+    strong_views: bool = Field(False, description="instead of Eq. 6, strong views learn what D_R sees in weak ones")
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="from which a pixel of a weak view counts")
+    cutmix: float = Field(0.5, ge=0, le=1, description="probability that a strong view gets a box of another image")
     temperature: float = Field(0.1, gt=0, description="sharpening of Eq. 6")
     pool_momentum: float = Field(0.99, ge=0, le=1, description="Eq. 5, per visit of a case")
 
@@ -66,6 +75,7 @@ class CERS(Method):
     def __init__(self, setup: Setup, settings: CERSSettings) -> None:
         super().__init__(setup, settings)
         self.settings = settings
+        self.strong_views = int(settings.strong_views)
         self.encoder = setup.encoder()
         channels = self.encoder.channels
         report_width = setup.report_width if settings.report else None
@@ -75,6 +85,7 @@ class CERS(Method):
             settings.decoder, channels, settings.coordinate_gate, settings.multi_scale
         )
         self.fusion = ReferenceFusion(channels[-1]) if settings.retrieval != "none" else None
+        self.mask_prior = MaskPrior(channels) if self.fusion is not None and settings.reference_masks else None
         self.image_projection = nn.Linear(channels[-1], settings.embedding, bias=False)
         self.cot_projection = nn.Linear(setup.cot_width, settings.embedding, bias=False) if setup.cot_width else None
         self.cot_upper = setup.cot_upper() if setup.cot_upper else None
@@ -86,7 +97,7 @@ class CERS(Method):
         reads_cot = self.cot_projection is not None and (settings.alignment > 0 or "cot" in settings.retrieval)
         reads_report = bool(setup.report_width) and (settings.report or "report" in settings.retrieval)
         self.reads_text = reads_cot or reads_report
-        self._seen: tuple[tuple[str, ...], Tensor] | None = None
+        self._seen: tuple[tuple[str, ...], Tensor, Tensor | None] | None = None
         self._query_cot: dict[str, Tensor] = {}
 
     def stages(self) -> tuple[Stage, ...]:
@@ -119,6 +130,7 @@ class CERS(Method):
                 cot_known=known,
                 report=batch.report,
                 report_known=batch.report_known,
+                prototypes=self._prototypes(batch, features),
             )
         self.train(training)
 
@@ -132,8 +144,8 @@ class CERS(Method):
     def after_step(self) -> None:
         """The pool follows the encoder by the features of the step itself (Eq. 5)."""
         if self._seen is not None:
-            ids, features = self._seen
-            self.pool.update(ids, features, self.settings.pool_momentum)
+            ids, features, prototypes = self._seen
+            self.pool.update(ids, features, self.settings.pool_momentum, prototypes)
             self._seen = None
 
     @torch.no_grad()
@@ -175,18 +187,33 @@ class CERS(Method):
 
     def _semi_step(self, batch: SemiBatch, progress: Progress) -> StepResult:
         n = len(batch.labelled)
-        joined = batch.joined()
+        lesson = self._lesson(batch.unlabelled)
+        joined = batch.joined() if lesson is None else _studied(batch, lesson).joined()
         features = self.encoder(joined.images)
-        self._seen = (batch.labelled.ids, features[-1][:n].detach())
+        prototypes = self._prototypes(batch.labelled, [feature[:n] for feature in features])
+        self._seen = (batch.labelled.ids, features[-1][:n].detach(), prototypes)
         retrieval, base, _ = self._decode(joined, features, self._retrieve(joined, features[-1]))
         segmentation = self._segmentation_loss(retrieval[:n], base[:n], batch.labelled.required_masks)
         first = 0 if self.settings.consistency_on == "all" else n
         if first == len(joined):
             return StepResult(segmentation, {"segmentation": segmentation.detach()})
-        consistency = sharpened_consistency(retrieval[first:], base[first:], self.settings.temperature)
-        weight = self.settings.consistency * sigmoid_ramp(progress.fraction)
+        if lesson is None:
+            consistency = sharpened_consistency(retrieval[first:], base[first:], self.settings.temperature)
+            weight = self.settings.consistency * sigmoid_ramp(progress.fraction)
+        else:
+            consistency = lesson.loss(retrieval[n:]) + lesson.loss(base[n:])
+            weight = self.settings.consistency
         logs = {"segmentation": segmentation.detach(), "consistency": consistency.detach()}
         return StepResult(segmentation + weight * consistency, logs)
+
+    @torch.no_grad()
+    def _lesson(self, unlabelled: Batch | None) -> Lesson | None:
+        """What the retrieval branch, with its references, sees in the weak views."""
+        if unlabelled is None or unlabelled.strong is None:
+            return None
+        features = self.encoder(unlabelled.images)
+        taught, _, _ = self._decode(unlabelled, features, self._retrieve(unlabelled, features[-1]))
+        return Lesson.of(unlabelled.strong, taught.float().sigmoid(), self.settings.confidence, self.settings.cutmix)
 
     def _segmentation_loss(self, retrieval: Tensor, base: Tensor, masks: Tensor) -> Tensor:
         return dice_ce(retrieval, masks) + dice_ce(base, masks)
@@ -256,7 +283,15 @@ class CERS(Method):
             attended = self.report_attention(features, batch.report_tokens, batch.report_padding)
         reference, attention = self._fuse(features[-1], evidence, need_attention)
         base = self.base_decoder(attended, batch.size)
+        if self.mask_prior is not None and evidence is not None:
+            attended = self.mask_prior(features, attended, self.pool.prototypes[evidence.index], evidence.valid)
         return self.retrieval_decoder(attended, reference, batch.size), base, attention
+
+    @torch.no_grad()
+    def _prototypes(self, batch: Batch, features: list[Tensor]) -> Tensor | None:
+        if self.mask_prior is None or batch.masks is None:
+            return None
+        return mask_prototypes(features, batch.masks)
 
     def _fuse(
         self, feature: Tensor, evidence: Evidence | None, need_attention: bool
@@ -274,4 +309,11 @@ class CERS(Method):
     def _pool_shape(self, setup: Setup) -> PoolShape:
         grid = min(LARGEST_GRID, math.ceil(setup.image_size / TOKEN_STRIDE))
         cot = self.settings.embedding if setup.cot_width else 0
-        return PoolShape(self.encoder.channels[-1], grid, cot, setup.report_width or 0)
+        prototypes = sum(self.encoder.channels[SCALES]) if self.mask_prior is not None else 0
+        return PoolShape(self.encoder.channels[-1], grid, cot, setup.report_width or 0, prototypes)
+
+
+def _studied(batch: SemiBatch, lesson: Lesson) -> SemiBatch:
+    """The batch with the lesson's images in the place of the unlabelled ones; their words stay."""
+    assert batch.unlabelled is not None
+    return replace(batch, unlabelled=replace(batch.unlabelled, images=lesson.images))

@@ -11,18 +11,18 @@ Published with DINOv2 and DPT, and a 40 times larger learning rate for the head;
 those of every method, and each scale of the pyramid draws its own c.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from cers.data.case import Batch, SemiBatch
 from cers.ema import Teacher
 from cers.losses import dice_ce
 from cers.methods.base import Method, Prediction, Progress, Settings, Setup, StepResult
+from cers.methods.strong_views import Lesson
 from cers.nets.unet import UNet
 
 
@@ -53,21 +53,20 @@ class UniMatchV2(Method):
     def steps(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:
         """One step on the labelled images and both strong views of the others."""
         n, masks = len(batch.labelled), batch.labelled.required_masks
-        views, labels, sure = self._mixed_views(batch.unlabelled)
+        lesson = self._lesson(batch.unlabelled)
+        views = () if lesson is None else (lesson.images,)
         features = self.student.encoder(torch.cat([batch.labelled.images, *views]))
-        if len(views):
+        if lesson is not None:
             features = [torch.cat([f[:n], self._drop_channels(f[n:])]) for f in features]
         logits = self.student.decoder(features, batch.labelled.size).float()
         segmentation = dice_ce(logits[:n], masks)
         logs = {"segmentation": segmentation.detach()}
-        if not len(views):
+        if lesson is None:
             yield StepResult(segmentation, logs)
             return
-        losses = F.binary_cross_entropy_with_logits(logits[n:], torch.cat(labels), reduction="none")
-        sureness = torch.cat(sure)
-        unlabelled = (losses * sureness).mean()
+        unlabelled = lesson.loss(logits[n:])
         loss = (segmentation + self.settings.weight * unlabelled) / 2
-        yield StepResult(loss, logs | {"unlabelled": unlabelled.detach(), "sure": sureness.mean()})
+        yield StepResult(loss, logs | {"unlabelled": unlabelled.detach(), "sure": lesson.sure.mean()})
 
     def after_step(self) -> None:
         """The teacher follows the student."""
@@ -80,16 +79,11 @@ class UniMatchV2(Method):
         branches = {name: net(batch.images).float().sigmoid() for name, net in nets.items()}
         return Prediction(branches[self.settings.output], branches)
 
-    def _mixed_views(self, batch: Batch | None) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Both strong views after CutMix, with the labels and the sureness (0 or 1) of their pixels."""
+    def _lesson(self, batch: Batch | None) -> Lesson | None:
         if batch is None or batch.strong is None:
-            return [], [], []
+            return None
         probability = self.teacher(batch.images).float().sigmoid()
-        label = (probability > 0.5).float()
-        sure = (torch.maximum(probability, 1 - probability) >= self.settings.confidence).float()
-        boxes = [cutmix_boxes(len(batch), batch.size, self.settings.cutmix).to(label.device) for _ in range(2)]
-        views = [paste(batch.strong[:, i], box) for i, box in enumerate(boxes)]
-        return views, [paste(label, box) for box in boxes], [paste(sure, box) for box in boxes]
+        return Lesson.of(batch.strong, probability, self.settings.confidence, self.settings.cutmix)
 
     def _drop_channels(self, feature: Tensor) -> Tensor:
         """Complementary dropout on maps (2B,C,H,W), the first view's images before the second's."""
@@ -98,23 +92,3 @@ class UniMatchV2(Method):
         keep = torch.randperm(images)[: round(self.settings.kept * images)].to(feature.device)
         first[keep] = 1.0
         return feature * torch.cat([first, 2 - first])
-
-
-def cutmix_boxes(count: int, size: Sequence[int], probability: float) -> Tensor:
-    """Maps (count,1,H,W), 1 within a box of 2 to 40 % of the image and of sides 1:3 to 3:1; 0 where there is none."""
-    height, width = size
-    wanted = torch.rand(count) < probability
-    area = height * width * torch.empty(count).uniform_(0.02, 0.4)
-    ratio = torch.empty(count).uniform_(0.3, 1 / 0.3)
-    h = (area * ratio).sqrt().clamp(1, height).floor()
-    w = (area / ratio).sqrt().clamp(1, width).floor()
-    top, left = ((torch.rand(count) * (side - part + 1)).floor() for side, part in ((height, h), (width, w)))
-    rows, columns = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
-    top, left, h, w = (x[:, None, None] for x in (top, left, h, w))
-    inside = (rows >= top) & (rows < top + h) & (columns >= left) & (columns < left + w)
-    return (inside & wanted[:, None, None])[:, None].float()
-
-
-def paste(values: Tensor, boxes: Tensor) -> Tensor:
-    """Maps (B,_,H,W) with the boxes of the batch in reverse order pasted in."""
-    return torch.where(boxes > 0, values.flip(0), values)

@@ -65,7 +65,8 @@ def build_pool(
     """Fill a pool by the encoder of the run in `folder` and save it into `out`; nothing is trained.
 
     It holds the labelled cases of the run, or all annotated cases of the dataset `data`, or with `keep_own` both. Their
-    mask-informed rationales are embedded, the mask-free ones where there are none. No mask is opened.
+    mask-informed rationales are embedded, the mask-free ones where there are none. Masks
+    are opened for a run whose references show theirs, and for no other.
 
     Raises:
         CersError: no trained run, one whose method has no pool, no annotated case, an id that both datasets have, or
@@ -78,12 +79,15 @@ def build_pool(
         raise CersError(
             f"{folder} is a run of '{run.config.method.name}', which has no knowledge pool; use one of cers"
         )
+    shape = run.method.pool.shape
     cases = _entries(run, data, layout, keep_own)
-    pool = KnowledgePool([PoolEntry(c.id, c.group, c.label) for c in cases], run.method.pool.shape)
+    if not (with_masks := shape.prototypes > 0):  # then masks need not be decoded
+        cases = [replace(case, mask=None, negative=False) for case in cases]
+    pool = KnowledgePool([PoolEntry(c.id, c.group, c.label) for c in cases], shape)
     accelerator = make_accelerator(run.config.train.precision)
     method, pool = run.method.to(accelerator.device).eval(), pool.to(accelerator.device)
     maker = run.maker(cases, [case.id for case in cases], on_decode)
-    batches = evaluation_batches(maker, [case.id for case in cases], BATCH, with_masks=False)
+    batches = evaluation_batches(maker, [case.id for case in cases], BATCH, with_masks=with_masks)
     with accelerator.autocast():
         method.fill_pool(pool, (batch.to(accelerator.device) for batch in batches))
     pool.save(out, encoder=fingerprint(method.encoder))
@@ -159,8 +163,7 @@ def _entries(run: Run, data: Path | None, layout: str, keep_own: bool) -> list[C
         raise CersError(f"{data} has no annotated case; a pool is filled with cases whose lesion is known")
     if twice := {case.id for case in own} & {case.id for case in other}:
         raise CersError(f"'{min(twice)}' is a case of the run and of {data} ({len(twice)} such ids); rename the files")
-    # The pool keeps features and words, no outlines: masks need not be decoded.
-    return [replace(case, mask=None, negative=False) for case in [*own, *other]]
+    return [*own, *other]
 
 
 def _mean_nearest(vectors: Tensor) -> float | None:

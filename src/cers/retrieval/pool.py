@@ -27,20 +27,22 @@ class PoolEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class PoolShape:
-    """Widths of a pool: image channels, side of the token grid, CoT and report embeddings (0: none)."""
+    """Widths of a pool: image channels, side of the token grid, CoT and report embeddings, prototypes (0: none)."""
 
     channels: int
     grid: int
     cot: int = 0
     report: int = 0
+    prototypes: int = 0
 
 
 class KnowledgePool(nn.Module):
     """Embeddings of N labelled cases, in order of id.
 
     `image` (N,C), `cot` (N,E) and `report` (N,R) are of unit length; `tokens` (N,T,C), T = grid², are features of the
-    reference itself. All but `image`, which moves in small steps (Eq. 5), are kept in half precision. `filled`,
-    `cot_known` and `report_known` (N,) say which rows hold something.
+    reference itself; `prototypes` (N,2,D), where wanted, of its lesion and its background. All but `image`, which moves
+    in small steps (Eq. 5), are kept in half precision. `filled`, `cot_known` and `report_known` (N,) say which rows
+    hold something.
     All are buffers, so a pool travels in its method's state_dict; none ever carries a gradient.
     """
 
@@ -48,6 +50,7 @@ class KnowledgePool(nn.Module):
     tokens: Tensor
     cot: Tensor
     report: Tensor
+    prototypes: Tensor
     filled: Tensor
     cot_known: Tensor
     report_known: Tensor
@@ -65,6 +68,8 @@ class KnowledgePool(nn.Module):
         self.register_buffer("tokens", torch.zeros(n, shape.grid**2, shape.channels, dtype=torch.float16))
         self.register_buffer("cot", torch.zeros(n, shape.cot, dtype=torch.float16))
         self.register_buffer("report", torch.zeros(n, shape.report, dtype=torch.float16))
+        if shape.prototypes:
+            self.register_buffer("prototypes", torch.zeros(n, 2, shape.prototypes, dtype=torch.float16))
         for name in ("filled", "cot_known", "report_known"):
             self.register_buffer(name, torch.zeros(n, dtype=torch.bool))
         self.register_buffer("group_code", torch.tensor([self._group(e.group) for e in self.entries]), persistent=False)
@@ -92,8 +97,9 @@ class KnowledgePool(nn.Module):
         cot_known: Tensor | None = None,
         report: Tensor | None = None,
         report_known: Tensor | None = None,
+        prototypes: Tensor | None = None,
     ) -> None:
-        """Write rows afresh from last features (B,C,h,w) and text embeddings (B,E), (B,R).
+        """Write rows afresh from last features (B,C,h,w), text embeddings (B,E), (B,R) and prototypes (B,2,D).
 
         Raises:
             KeyError: an id is not an entry of this pool.
@@ -109,9 +115,17 @@ class KnowledgePool(nn.Module):
         if report is not None and report_known is not None:
             self.report[rows] = F.normalize(report.float(), dim=-1).half()
             self.report_known[rows] = report_known
+        if prototypes is not None:
+            self.prototypes[rows] = prototypes.half()
 
     @torch.no_grad()
-    def update(self, ids: Sequence[str], features: Float[Tensor, "b c h w"], momentum: float) -> None:
+    def update(
+        self,
+        ids: Sequence[str],
+        features: Float[Tensor, "b c h w"],
+        momentum: float,
+        prototypes: Float[Tensor, "b 2 d"] | None = None,
+    ) -> None:
         """Eq. 5: v <- momentum v + (1 - momentum) f with f of unit length, then back onto the unit sphere.
 
         `features` come from the training pass itself. Cases outside the pool are passed over, of a case that occurs
@@ -123,6 +137,8 @@ class KnowledgePool(nn.Module):
         mixed = momentum * self.image[rows] + (1 - momentum) * F.normalize(pooled, dim=-1)
         self.image[rows] = F.normalize(mixed, dim=-1)
         self.tokens[rows] = torch.lerp(tokens, self.tokens[rows].float(), momentum).half()
+        if prototypes is not None:
+            self.prototypes[rows] = torch.lerp(prototypes[places], self.prototypes[rows].float(), momentum).half()
 
     def allowed(
         self,
