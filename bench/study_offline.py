@@ -99,12 +99,11 @@ def _clear(bundle: Path) -> None:
 
 def _with_files(study, overrides: Sequence[str], kept: Sequence[str], bundle: Path):
     """Put every file that settings name into the bundle; the study and the overrides that name them there."""
-    from cers.evaluate.notes import flat
     from cers.study.plan import FILES, named_file
 
     carried, rows = set(), []
     for row in study.rows:
-        values = flat(study.config(row, study.labelled[0], study.seeds[0], overrides).model_dump(mode="json"))
+        values = study.config(row, study.labelled[0], study.seeds[0], overrides).flat()
         own = dict(row.settings)
         for key in FILES:
             if (path := named_file(values[key])) is not None:

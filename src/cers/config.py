@@ -135,12 +135,23 @@ class RunConfig(Section):
         _apply_all(values, overrides)
         return type(self).model_validate(parse_config(values, where="override").model_dump())
 
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted name, in JSON's types."""
+        return _flat(self.model_dump(mode="json"))
+
     def resolved(self, precision: str, settings: Mapping[str, Any]) -> Self:
         """With the actual precision and all of the method's settings written out."""
         values = self.model_dump()
         values["train"]["precision"] = precision
         values["method"]["settings"] = dict(settings)
         return type(self).model_validate(values)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
 def preset_names() -> list[str]:

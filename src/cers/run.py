@@ -297,7 +297,7 @@ def _facts(config: RunConfig, cases: Sequence[Case], split: Split, texts: TextEn
 
 
 def _refuse_changes(stored: RunConfig, changed: RunConfig) -> None:
-    before, after = _flat(stored.model_dump(mode="json")), _flat(changed.model_dump(mode="json"))
+    before, after = stored.flat(), changed.flat()
     broken = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
     for key in broken:
         if key not in FREE:
@@ -305,10 +305,3 @@ def _refuse_changes(stored: RunConfig, changed: RunConfig) -> None:
                 f"{key} was {before.get(key)!r} when the run started and cannot become {after.get(key)!r} now; "
                 "start a new run with --out, or leave it out"
             )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

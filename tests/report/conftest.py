@@ -1,10 +1,13 @@
 """Generated content of a report: a bright disc on noise, two branches, five references and five rejected candidates."""
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import Browser
 
 from cers.data.case import Case
 from cers.evaluate.retrieval import retrieval_quality
@@ -12,6 +15,7 @@ from cers.evaluate.table import build_rows, summarise
 from cers.predict.prediction import CasePrediction
 from cers.report.page import ReportData, ShownCase, ShownReference
 
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 RATIONALE = "Texture: {0} homogeneous signal.\nBoundary: {0} sharp margin.\nContext: {0} near bone.\nSummary: {0} mass."
 
 
@@ -103,3 +107,12 @@ def supervised(case: ShownCase) -> ShownCase:
     """A method without evidence: one branch, no references."""
     branches = {"base": case.probability}
     return replace(case, branches=branches, without_evidence=None, references=(), rejected=())
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine (looked for " + ", ".join(PROGRAMS) + ")")
+    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
+        yield opened

@@ -1,7 +1,5 @@
 """The page of an audit in a real browser: it fits, shows its images, asks for nothing and runs nothing."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +8,7 @@ from browser import Browser
 
 from cers.report.audit import AuditPage, WorstCase, WorstText, render_audit
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TEXT = "Texture: bright.\nBoundary: <img src=x onerror=document.title='run'> sharp.\nContext: {0}.\nSummary: ö."
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine (looked for " + ", ".join(PROGRAMS) + ")")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture

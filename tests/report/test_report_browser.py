@@ -1,22 +1,9 @@
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import Browser
 
 from cers.report.page import ReportData, render_report
-
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine (looked for " + ", ".join(PROGRAMS) + ")")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """The review page as its reviewer uses it: by keyboard, in a real browser, over reloads."""
 
 import json
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +12,7 @@ from cers.cot.review import FORMAT, read_verdicts
 from cers.report.review import ReviewCase, render_review
 from cers.reviewing import review_results
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TEXT = "Texture: {0} </script><b>bold</b>.\nBoundary: {0} sharp.\nContext: {0} near bone.\nSummary: {0} mass."
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine (looked for " + ", ".join(PROGRAMS) + ")")
-    with Browser(program, tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
 
 
 @pytest.fixture

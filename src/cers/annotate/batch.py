@@ -22,7 +22,7 @@ from cers.annotate.client import POLICY, BusyError, Client, reply_of
 from cers.annotate.hosts import ensure_allowed, host_of, is_this_machine
 from cers.annotate.job import Job, most_dollars
 from cers.annotate.pace import keep_leases
-from cers.annotate.prices import FREE, Price, load_prices, price_of, unknown_price
+from cers.annotate.prices import Price, price_to_pay
 from cers.annotate.prompts import repair
 from cers.cot.records import FAILED, ROLES, STATES, Annotation, Key, Outcome, Paid, Role, State
 from cers.cot.store import AnnotationStore
@@ -68,12 +68,10 @@ def run_batches(
     """
     url = ensure_allowed(job.config, store, allow_remote)
     local = is_this_machine(host_of(url))
-    price = price_of(job.config.model, load_prices(job.config.prices), local=local)
-    if price is None and max_cost is not None:
-        raise unknown_price(job.config.model, load_prices(job.config.prices))
+    price = price_to_pay(job.config.model, job.config.prices, local=local, bounded=max_cost is not None)
     tasks, problems = job.tasks(roles)
     store.add_pending(tasks, again)
-    run = _Batches(job, store, Client(job.config, url), price or FREE, max_cost, tell, BatchSummary(problems=problems))
+    run = _Batches(job, store, Client(job.config, url), price, max_cost, tell, BatchSummary(problems=problems))
     try:
         asyncio.run(run.run(limit, poll_seconds))
     except KeyboardInterrupt:
@@ -266,7 +264,7 @@ class _Batches:
             self.unusable += 1
         paid: Paid | None = Paid()
         if reply:
-            price = price_of(row.model, load_prices(self.job.config.prices), local=self.local) or FREE
+            price = price_to_pay(row.model, self.job.config.prices, local=self.local, bounded=False)
             cost = price.cost(reply.tokens_in, reply.tokens_out, batch=True)
             paid = Paid(reply.tokens_in, reply.tokens_out, cost) if reply.counted else None
             self.summary.cost += cost

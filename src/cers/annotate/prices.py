@@ -74,12 +74,20 @@ def price_of(model: str, prices: dict[str, Price], *, local: bool) -> Price | No
     return FREE if local else None
 
 
-def unknown_price(model: str, prices: dict[str, Price]) -> CersError:
-    """The error for a model without price where one is needed."""
-    hint = nearest(model, prices)
-    return CersError(
-        f"no price for model '{model}', so no cost can be kept to; {hint} Or add it to a table: prices=FILE"
-    )
+def price_to_pay(model: str, table: Path | None, *, local: bool, bounded: bool) -> Price:
+    """The price of `model` by the table at `table`; nothing where it is not known and no cost is `bounded` by it.
+
+    Raises:
+        CersError: unreadable table, or no price where the cost is bounded.
+    """
+    prices = load_prices(table)
+    price = price_of(model, prices, local=local)
+    if price is None and bounded:
+        hint = nearest(model, prices)
+        raise CersError(
+            f"no price for model '{model}', so no cost can be kept to; {hint} Or add it to a table: prices=FILE"
+        )
+    return price or FREE
 
 
 def text_tokens(text: str) -> int:

@@ -16,7 +16,7 @@ from cers.annotate.client import AgainError, BusyError, Client, DeclinedError, U
 from cers.annotate.hosts import ensure_allowed, host_of, is_this_machine
 from cers.annotate.job import Job, Message, most_dollars
 from cers.annotate.pace import PATIENCE, Pace, keep_leases
-from cers.annotate.prices import FREE, Price, load_prices, price_of, unknown_price
+from cers.annotate.prices import Price, price_to_pay
 from cers.annotate.prompts import repair
 from cers.cot.records import FAILED, ROLES, STATES, Annotation, Key, Outcome, Paid, Role, State
 from cers.cot.store import AnnotationStore
@@ -69,16 +69,13 @@ def run_annotation(
     """
     url = ensure_allowed(job.config, store, allow_remote)
     local = is_this_machine(host_of(url))
-    prices = load_prices(job.config.prices)
-    price = price_of(job.config.model, prices, local=local)
-    if price is None and max_cost is not None:
-        raise unknown_price(job.config.model, prices)
+    price = price_to_pay(job.config.model, job.config.prices, local=local, bounded=max_cost is not None)
     tasks, problems = job.tasks(roles)
     outstanding = store.add_pending(tasks, again)
     total = outstanding if limit is None else min(limit, outstanding)
     summary = RunSummary(problems=problems)
     pace = Pace(patience)
-    run = _Run(job, store, price or FREE, total, max_cost, progress, pace, summary)
+    run = _Run(job, store, price, total, max_cost, progress, pace, summary)
     with suppress(asyncio.CancelledError):  # a second Ctrl-C
         asyncio.run(run.run(Client(job.config, url)))
     store.release()

@@ -1,7 +1,6 @@
 """What a reader of a comparison must know beside its numbers: whatever differs between runs but their method."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from cers.evaluate.scored import ScoredRun
 
@@ -27,14 +26,6 @@ def comparison_notes(sections: Sections, reference: str) -> tuple[str, ...]:
     return (*_settings(sections, reference), *_circumstances(sections), *_seeds(sections), *_labels(sections))
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
 def _settings(sections: Sections, reference: str) -> Iterator[str]:
     told = set()
     for runs in sections.values():
@@ -43,7 +34,7 @@ def _settings(sections: Sections, reference: str) -> Iterator[str]:
             for run in mine:
                 if base is None or run.config is None or name in told:
                     continue
-                ours, theirs = flat(run.config.model_dump(mode="json")), flat(base.model_dump(mode="json"))
+                ours, theirs = run.config.flat(), base.flat()
                 keys = [k for k in ours if not k.startswith(_EXPECTED) and ours[k] != theirs.get(k)]
                 if keys:
                     told.add(name)

@@ -13,7 +13,6 @@ from cers.config import RunConfig
 from cers.data.splits import Split, load_split, make_split, save_split
 from cers.engine.trainer import Streams, total_steps
 from cers.errors import CersError
-from cers.evaluate.notes import flat
 from cers.material import load_dataset
 from cers.methods.registry import method_settings
 from cers.run import FREE
@@ -140,7 +139,7 @@ def _planned(row: str, share: Share, seed: int, config: RunConfig, split: Split,
 
 def _identity(config: RunConfig) -> dict[str, Any]:
     settings = method_settings(config.method.name, config.method.settings).model_dump(mode="json")
-    values = flat(config.resolved(config.train.precision, settings).model_dump(mode="json"))
+    values = config.resolved(config.train.precision, settings).flat()
     kept = {key: value for key, value in values.items() if key not in _PLACES}
     return kept | {key: _content(kept[key]) for key in FILES}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from cers.config import load_config
 from cers.evaluate.compare import ComparisonTable, compare_sections
 from cers.evaluate.comparison_table import Rows, legend, to_csv, to_latex, to_markdown
-from cers.evaluate.notes import flat
 from cers.evaluate.render import latex, markdown, number
 from cers.files import write_atomic
 from cers.report.comparison import render_comparison
@@ -83,7 +82,7 @@ def protocol(plan: Plan) -> list[str]:
     published = plan.study.published
     if published is None:
         return []
-    ours, paper = (flat(c.model_dump(mode="json")) for c in (plan.runs[0].config, load_config("paper")))
+    ours, paper = (c.flat() for c in (plan.runs[0].config, load_config("paper")))
     changed = [
         f"{key} {ours[key]} (paper: {paper[key]})"
         for key in ours
