@@ -27,7 +27,7 @@ def study(
     out: Annotated[Path | None, typer.Option(help="The study's folder; default runs/<study>.")] = None,
     labelled: Annotated[str | None, typer.Option(help="Other labelled shares or counts, e.g. 0.02,0.25,1.0")] = None,
     seeds: Annotated[str | None, typer.Option(help="Other seeds, e.g. 0,1,2,3,4")] = None,
-    rows: Annotated[str | None, typer.Option(help="Only these rows, by name and comma.")] = None,
+    rows: Annotated[str | None, typer.Option(help="Only these rows, by name and comma, and the reference.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
     minutes: Annotated[

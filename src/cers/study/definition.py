@@ -69,21 +69,21 @@ class Study(Section):
         seeds: Sequence[int] = (),
         rows: Sequence[str] = (),
     ) -> "Study":
-        """The study with another preset, other shares or seeds, or only some of its rows.
+        """The study with another preset, other shares or seeds, or only some of its rows beside the reference.
 
         Raises:
-            CersError: no such row, or the reference is not among them.
+            CersError: no such row.
         """
         names = [row.name for row in self.rows]
         for name in rows:
             if name not in names:
                 raise CersError(f"no row '{name}' in this study; {nearest(name, names)}")
         values = self.model_dump()
-        values["rows"] = [row for row in values["rows"] if not rows or row["name"] in rows]
+        kept = {self.reference, *rows} if rows else set(names)
+        values["rows"] = [row for row in values["rows"] if row["name"] in kept]
         if self.published is not None:
-            chosen = {row["name"] for row in values["rows"]}
             for figures in values["published"]["figures"].values():
-                for name in figures.keys() - chosen:
+                for name in figures.keys() - kept:
                     del figures[name]
         values["preset"] = preset or self.preset
         if labelled:
