@@ -95,9 +95,20 @@ def test_a_split_is_written_shown_and_holds(phantoms: Path, tmp_path: Path) -> N
     assert load_split(out).strategy == "paper"
 
 
+def test_a_class_can_go_without_masks(phantoms: Path, tmp_path: Path) -> None:
+    out = tmp_path / "unseen.json"
+    done = cers_data("split", phantoms, "--without", "metastasis", "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(done.stdout)["parts"]
+    assert "metastasis" not in parts["labelled"]["classes"]
+    assert parts["unlabelled"]["classes"]["metastasis"] == parts["unlabelled"]["images"] > 0
+    assert cers_data("check", phantoms, "--split", out).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--without", "metastases"], "did you mean 'metastasis'"),
         (["--labelled", "some"], "neither a share"),
         (["--labelled", "2.5"], "neither a share"),
         (["--strategy", "papr"], "did you mean 'paper'"),

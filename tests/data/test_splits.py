@@ -146,10 +146,9 @@ def test_seed_and_content_decide_the_hash() -> None:
         make_split(cases, seed=2, clusters=[]),
         make_split(cases[:-1], seed=1, clusters=[]),
         split.with_labelled(0.5),
-        split.without_test(),
         replace(split, val=split.test, test=split.val),
     ]
-    assert len({split.hash, *(variant.hash for variant in variants)}) == 6
+    assert len({split.hash, *(variant.hash for variant in variants)}) == 5
     assert split.dataset != variants[1].dataset
 
 
@@ -189,6 +188,24 @@ def test_the_ids_whose_masks_are_used_can_be_named(strategy: str) -> None:
         assert split.with_labelled(5).labelled == split.labelled[:5]
     with pytest.raises(CersError, match="did you mean 'c00077'"):
         make_split(cases, labelled=["c000777"], clusters=[])
+
+
+@pytest.mark.parametrize("strategy", ["grouped", "paper"])
+def test_a_class_without_masks_is_unlabelled_at_every_share_and_still_tested(strategy: str) -> None:
+    cases = many(300, classes=3, per_group=2)
+    label = {case.id: case.label for case in cases}
+    whole = make_split(cases, strategy=strategy, labelled=0.5, clusters=[])
+    unseen = whole.without_class("class1", cases)
+    assert unseen.labelled == [i for i in whole.labelled if label[i] != "class1"]
+    assert (unseen.val, unseen.test) == (whole.val, whole.test)
+    assert "class1" in {label[i] for i in unseen.test}
+    assert sorted(unseen.parts["train"]) == sorted(whole.parts["train"])
+    assert "class1" not in {label[i] for i in unseen.with_labelled(1.0).labelled}
+    assert check_split(unseen, cases) == [] or strategy == "paper"
+    with pytest.raises(CersError, match="no labelled case is of class 'clas2'; did you mean 'class2'"):
+        whole.without_class("clas2", cases)
+    with pytest.raises(CersError, match="nothing is left to learn from"):
+        unseen.without_class("class0", cases).without_class("class2", cases)
 
 
 def test_unannotated_images_train_unless_their_patient_is_tested() -> None:

@@ -10,6 +10,7 @@ from cers.cli.main import main
 from cers.cli.pool import app
 from cers.config import load_config
 from cers.data.layouts import load_cases
+from cers.data.splits import make_split, save_split
 from cers.errors import CersError
 from cers.evaluation import evaluate
 from cers.predict.pools import build_pool, inspect_pool, load_pool, neighbours
@@ -114,6 +115,24 @@ def test_what_cannot_fill_a_pool_is_refused(home: Path, tmp_path: Path, run: str
         options = options | {"data": home / options["data"]}
     with pytest.raises(CersError, match=message):
         build_pool(home / run, tmp_path / "pool", **options)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_pool_may_know_masks_that_training_did_not_use(home: Path, tmp_path: Path) -> None:
+    run = load_run(home / "cers")
+    save_split(run.split.with_labelled(1.0), tmp_path / "all.json")
+    pool = build_pool(home / "cers", tmp_path / "pool", split=tmp_path / "all.json")
+    assert set(pool.ids) == set(run.split.order) > set(run.split.labelled)
+    evaluate(home / "cers", pool=tmp_path / "pool", out=tmp_path / "eval")
+    used = {id_ for ids in references(tmp_path / "eval").values() for id_ in ids}
+    assert used & (set(run.split.order) - set(run.split.labelled))
+
+
+def test_a_pool_never_shows_what_its_run_is_tested_on(home: Path, tmp_path: Path) -> None:
+    cases = load_cases(home / "phantom" / "manifest.csv")
+    save_split(make_split(cases, strategy="paper", val=0.1, test=0.2), tmp_path / "other.json")
+    with pytest.raises(CersError, match="validates or tests; references must not show them"):
+        build_pool(home / "cers", tmp_path / "pool", split=tmp_path / "other.json")
     assert not (tmp_path / "pool").exists()
 
 

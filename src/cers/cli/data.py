@@ -78,6 +78,7 @@ def split(
     val: Annotated[float, typer.Option(help="Share of annotated images for validation.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share of annotated images for testing.")] = 0.1,
     limit: Annotated[int | None, typer.Option(help="Use only about this many images, in whole groups.")] = None,
+    without: Annotated[str | None, typer.Option(help="Use no training mask of this class.")] = None,
     layout: Layout = "auto",
     negatives: Negatives = False,
     group_pattern: GroupPattern = None,
@@ -101,6 +102,8 @@ def split(
     made = make_split(
         cases, strategy=strategy, seed=seed, labelled=share, val=val, test=test, clusters=clusters, limit=limit
     )
+    if without is not None:
+        made = made.without_class(without, cases)
     with counted("reading masks") as heard:
         rows = _rows(made, cases, heard)
     save_split(made, out)

@@ -22,6 +22,7 @@ def build(
     data: Annotated[Path | None, typer.Option(help="Annotated dataset to fill it with, not the run's own.")] = None,
     layout: Annotated[str, typer.Option(help="Layout of --data.")] = "auto",
     keep_own: Annotated[bool, typer.Option("--keep-own", help="Beside --data keep the run's labelled cases.")] = False,
+    split: Annotated[Path | None, typer.Option(help="Fill it with the labelled cases of this split instead.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pool in --out.")] = False,
 ) -> None:
     """Fill a pool with annotated cases: new knowledge without training."""
@@ -29,7 +30,14 @@ def build(
 
     with counted("decoding") as on_decode:
         pool = build_pool(
-            run, out, data=data, layout=layout, keep_own=keep_own, overwrite=overwrite, on_decode=on_decode
+            run,
+            out,
+            data=data,
+            layout=layout,
+            keep_own=keep_own,
+            split=split,
+            overwrite=overwrite,
+            on_decode=on_decode,
         )
     say(f"pool of {len(pool)} cases: {out}; next: cers eval {run} --pool {out}")
 

@@ -61,10 +61,28 @@ class Split:
         rest = set(self.order[len(chosen) :]) | (set(self.unlabelled) - set(self.order))
         return replace(self, labelled=chosen, unlabelled=sorted(rest))
 
-    def without_test(self) -> Self:
-        """The split as training may see it: no test ids, nor their groups."""
-        groups = {case_id: group for case_id, group in self.groups.items() if case_id not in set(self.test)}
-        return replace(self, test=[], groups=groups)
+    def without_class(self, name: str, cases: Sequence[Case]) -> Self:
+        """The same split with no mask of class `name` in use: its training images are unlabelled, at every share.
+
+        What it is to meet a kind of lesion that nobody has outlined yet; validation and test keep theirs.
+
+        Raises:
+            CersError: no labelled case is of this class, or every one is.
+        """
+        label = {case.id: case.label for case in cases}
+        known = {label[case_id] for case_id in self.labelled} - {None}
+        if name not in known:
+            raise CersError(f"no labelled case is of class '{name}'; {nearest(name, sorted(map(str, known)))}")
+        unseen = {case_id for case_id in self.order if label[case_id] == name}
+        labelled = [case_id for case_id in self.labelled if case_id not in unseen]
+        if not labelled:
+            raise CersError(f"every labelled case is of class '{name}'; nothing is left to learn from")
+        return replace(
+            self,
+            labelled=labelled,
+            unlabelled=sorted({*self.unlabelled, *unseen}),
+            order=[case_id for case_id in self.order if case_id not in unseen],
+        )
 
 
 def make_split(

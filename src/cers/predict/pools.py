@@ -11,6 +11,7 @@ from torch import Tensor
 from cers.data.case import Case
 from cers.data.layouts import load_cases
 from cers.data.loaders import evaluation_batches
+from cers.data.splits import load_split
 from cers.engine.device import make_accelerator
 from cers.engine.weights import fingerprint
 from cers.errors import CersError
@@ -59,18 +60,19 @@ def build_pool(
     data: Path | None = None,
     layout: str = "auto",
     keep_own: bool = False,
+    split: Path | None = None,
     overwrite: bool = False,
     on_decode: Decoding | None = None,
 ) -> KnowledgePool:
     """Fill a pool by the encoder of the run in `folder` and save it into `out`; nothing is trained.
 
-    It holds the labelled cases of the run, or all annotated cases of the dataset `data`, or with `keep_own` both. Their
-    mask-informed rationales are embedded, the mask-free ones where there are none. Masks
-    are opened for a run whose references show theirs, and for no other.
+    It holds the labelled cases of the run, or those of another `split` of its dataset, or all annotated cases of the
+    dataset `data`, with `keep_own` beside the run's. Their mask-informed rationales are embedded, the mask-free ones
+    where there are none. Masks are opened for a run whose references show theirs, and for no other.
 
     Raises:
-        CersError: no trained run, one whose method has no pool, no annotated case, an id that both datasets have, or
-            `out` holds a pool already and `overwrite` is not set.
+        CersError: no trained run, one whose method has no pool, no annotated case, an id that both datasets have,
+            `split` labels what the run validates or tests, or `out` holds a pool already and `overwrite` is not set.
     """
     if not overwrite and (out / "manifest.json").exists():
         raise CersError(f"{out} holds a pool already; choose another --out, or pass --overwrite")
@@ -80,7 +82,7 @@ def build_pool(
             f"{folder} is a run of '{run.config.method.name}', which has no knowledge pool; use one of cers"
         )
     shape = run.method.pool.shape
-    cases = _entries(run, data, layout, keep_own)
+    cases = _entries(run, data, layout, keep_own, split)
     if not (with_masks := shape.prototypes > 0):  # then masks need not be decoded
         cases = [replace(case, mask=None, negative=False) for case in cases]
     pool = KnowledgePool([PoolEntry(c.id, c.group, c.label) for c in cases], shape)
@@ -153,17 +155,28 @@ def neighbours(folder: Path, case: str, count: int = NEAREST) -> dict[str, list[
     return {"image": by_image, "cot": _nearest(pool, pool.cot, pool.cot_known, row, count)}
 
 
-def _entries(run: Run, data: Path | None, layout: str, keep_own: bool) -> list[Case]:
+def _entries(run: Run, data: Path | None, layout: str, keep_own: bool, split: Path | None) -> list[Case]:
     own: list[Case] = []
-    if data is None or keep_own:
+    if data is None or keep_own or split is not None:
         known = run.cases()
-        own = [known[id_] for id_ in run.split.labelled]
+        own = [known[id_] for id_ in (run.split.labelled if split is None else _labelled(split, run))]
     other = [] if data is None else [case for case in load_cases(data, layout) if case.annotated]
     if data is not None and not other:
         raise CersError(f"{data} has no annotated case; a pool is filled with cases whose lesion is known")
     if twice := {case.id for case in own} & {case.id for case in other}:
         raise CersError(f"'{min(twice)}' is a case of the run and of {data} ({len(twice)} such ids); rename the files")
     return [*own, *other]
+
+
+def _labelled(path: Path, run: Run) -> list[str]:
+    """The labelled ids of another split of the run's dataset."""
+    ids = load_split(path, list(run.cases().values())).labelled
+    if kept := {*run.split.val, *run.split.test} & set(ids):
+        raise CersError(
+            f"{path} labels '{min(kept)}' ({len(kept)} such cases), which {run.folder} validates or tests; "
+            "references must not show them"
+        )
+    return ids
 
 
 def _mean_nearest(vectors: Tensor) -> float | None:
