@@ -1,5 +1,7 @@
 """Losses: small pure functions from tensors to a scalar."""
 
+from collections.abc import Sequence
+
 import torch
 from monai.losses import DiceLoss
 from torch import Tensor
@@ -55,6 +57,17 @@ def binary_entropy(probability: Tensor) -> Tensor:
     other = 1 - probability
     entropy: Tensor = -torch.special.xlogy(probability, probability) - torch.special.xlogy(other, other)
     return entropy
+
+
+def pointing_loss(margins: Sequence[Tensor], masks: Tensor) -> Tensor:
+    """Mean over scales of `dice_ce` between margins (B,_,h,w), whose first channel is a logit, and masks (B,1,H,W).
+
+    Masks shrink to the size of each scale by averaging.
+    """
+    losses = [
+        dice_ce(margin[:, :1], F.adaptive_avg_pool2d(masks, (margin.shape[2], margin.shape[3]))) for margin in margins
+    ]
+    return torch.stack(losses).mean()
 
 
 def contrastive_alignment(image: Tensor, cot: Tensor, log_scale: Tensor, known: Tensor | None = None) -> Tensor:

@@ -472,6 +472,40 @@ def test_prototypes_of_the_pool_follow_the_masks_of_the_step():
     assert [id_ for id_, m in zip(method.pool.ids, moved.tolist(), strict=True) if m] == sorted(set(batch.labelled.ids))
 
 
+def test_pointing_is_learned_from_the_labelled_images_alone():
+    settings = {"reference_masks": True, "retrieval": "image", "consistency": 0.0}
+    method, silent = filled(settings), filled({**settings, "pointing": 0.0})
+    batch = make_semi()
+    result, without = step(method, batch), step(silent, batch)
+    pointing = float(result.logs["pointing"])
+    assert pointing > 0
+    assert float(result.loss.detach()) == pytest.approx(float(without.loss.detach()) + 0.5 * pointing, rel=1e-5)
+    other = replace(batch, unlabelled=replace(batch.unlabelled, images=batch.unlabelled.images.flip(-1)))
+    assert float(step(filled(settings).eval(), other).logs["pointing"]) == pytest.approx(
+        float(step(filled(settings).eval(), batch).logs["pointing"]), rel=1e-5
+    )
+
+
+def test_a_dropped_report_is_not_read_and_still_retrieves():
+    batch = query()
+    dropping = filled({"report_dropout": 1.0})
+    hidden = dropping._without_some_reports(batch)
+    assert hidden.report_padding.all()
+    assert hidden.report is batch.report
+    assert hidden.report_known is batch.report_known
+    assert filled({})._without_some_reports(batch) is batch
+
+
+def test_reports_are_dropped_in_training_only():
+    keeping, dropping = filled({"report": True}), filled({"report_dropout": 1.0})
+    for method in (keeping, dropping):
+        for scale in method.report_attention.scales:
+            nn.init.ones_(scale.gamma)
+    assert torch.equal(branches(keeping, query())[1], branches(dropping, query())[1])
+    batch = make_semi()
+    assert not torch.allclose(step(keeping, batch).loss, step(dropping, batch).loss, atol=1e-6)
+
+
 def test_strong_views_learn_what_the_retrieval_branch_sees_in_weak_ones():
     method = filled({"strong_views": True, "cutmix": 0.0, "confidence": 0.6})
     with torch.no_grad():
@@ -497,7 +531,9 @@ def test_no_gradient_reaches_the_lesson():
     assert not any(x.requires_grad for x in (lesson.images, lesson.label, lesson.sure))
 
 
-@pytest.mark.parametrize("settings", [{"reference_masks": True}, {"strong_views": True}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"reference_masks": True}, {"strong_views": True}, {"report_dropout": 0.5}], ids=str
+)
 def test_additions_train_without_retrieval_and_without_unlabelled_images(settings):
     method = cers({**settings, "retrieval": "none"})
     train(method, make_semi(unlabelled=(), strong_views=method.strong_views), 4)

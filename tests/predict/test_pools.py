@@ -65,11 +65,12 @@ def test_a_pool_of_references_with_masks_keeps_what_lies_under_them(home: Path) 
     train(config, home / "masks")
     assert build_pool(home / "cers", home / "without").shape.prototypes == 0
     pool = build_pool(home / "masks", home / "with", data=home / "elsewhere" / "manifest.csv", keep_own=True)
-    lesion, background = pool.prototypes.unbind(1)
+    lesion, background, look_alike = pool.prototypes.unbind(1)
     negative = {case.id for case in load_cases(home / "elsewhere" / "manifest.csv") if case.negative}
     assert {id_ for id_, row in zip(pool.ids, lesion.any(dim=1).tolist(), strict=True) if not row} >= negative
     assert lesion.any(dim=1).sum() >= 20
     assert background.any(dim=1).all()
+    assert torch.equal(look_alike.any(dim=1), lesion.any(dim=1))
     assert evaluate(home / "masks", pool=home / "with", out=home / "with-masks")["branches"]
 
 

@@ -256,7 +256,7 @@ def test_a_case_is_found_by_its_id_and_a_wrong_one_gets_a_hint():
 
 def test_prototypes_are_kept_where_asked_for_and_move_with_the_features(tmp_path):
     pool = KnowledgePool(entries(), PoolShape(channels=6, grid=2, prototypes=7))
-    first, second = rand(4, 2, 7, seed=2), rand(4, 2, 7, seed=3)
+    first, second = rand(4, 3, 7, seed=2), rand(4, 3, 7, seed=3)
     pool.fill(IDS, rand(4, 6, 4, 4), prototypes=first)
     assert torch.allclose(pool.prototypes[pool.row_of("d")].float(), first[2], atol=2e-3)
     pool.update(("d", "x", "c"), rand(3, 6, 4, 4), 0.75, second[:3])

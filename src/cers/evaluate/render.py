@@ -61,8 +61,8 @@ def latex(rows: Sequence[Sequence[str]], caption: str = "", notes: Sequence[str]
     columns = "l" * len(rows[0])
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption)}}}", r"\resizebox{\textwidth}{!}{%"]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
-    lines += [r"\end{tabular}}", r"\raggedright", *(rf"\par\footnotesize {_escaped(note)}" for note in notes)]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+    lines += [r"\end{tabular}}", *(rf"\par\footnotesize {_escaped(note)}" for note in notes), r"\end{table}"]
+    return "\n".join(lines) + "\n"
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$"}

@@ -5,14 +5,15 @@ the knowledge pool. Stage "semi" retrieves for every image by similarity of imag
 finds into the retrieval decoder (Eq. 3, 4), lets both decoders agree on unlabelled images (Eq. 6, 7) and moves the
 pool after the encoder (Eq. 5).
 
-Beyond the paper, off by default: with `reference_masks` references also say where their lesion lay (`MaskPrior`); with
-`strong_views` the retrieval branch teaches both branches by strong views instead of Eq. 6 (`Lesson`).
+Beyond the paper, off by default: with `reference_masks` references also say where their lesion lay, and what looked
+like it (`MaskPrior`); with `strong_views` the retrieval branch teaches both branches by strong views instead of Eq. 6
+(`Lesson`); with `report_dropout` some images are segmented without their report.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from cers.data.case import Batch, SemiBatch
 from cers.errors import CersError, nearest
-from cers.losses import contrastive_alignment, dice_ce, sharpened_consistency
+from cers.losses import contrastive_alignment, dice_ce, pointing_loss, sharpened_consistency
 from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, Setup, Stage, StepResult
 from cers.methods.evidence import Retriever, Strategy
 from cers.methods.strong_views import Lesson
@@ -47,10 +48,12 @@ class CERSSettings(Settings):
     exclude_self: bool = Field(True, description="false: a labelled image may retrieve itself, as in the authors' code")
     mask_informed_queries: bool = Field(False, description="true: labelled images query by the CoT that saw their mask")
     report: bool = Field(True, description="report text attends into the encoder's features")
+    report_dropout: float = Field(0.0, ge=0, le=1, description="share of the images that train without their report")
     decoder: Literal["mcam", "unet", "swin-unet"] = "mcam"
     coordinate_gate: bool = True
     multi_scale: bool = True
     reference_masks: bool = Field(False, description="references also say where their lesion lay")
+    pointing: float = Field(0.5, ge=0, description="weight of learning to find lesions by the references' masks alone")
     output: Literal["retrieval", "base"] = Field("retrieval", description="the declared branch")
     warmup_share: float = Field(0.3, gt=0, lt=1, description="share of the steps spent in the warm-up")
     warmup_lr_factor: float = Field(1.0, gt=0)
@@ -63,6 +66,15 @@ class CERSSettings(Settings):
     cutmix: float = Field(0.5, ge=0, le=1, description="probability that a strong view gets a box of another image")
     temperature: float = Field(0.1, gt=0, description="sharpening of Eq. 6")
     pool_momentum: float = Field(0.99, ge=0, le=1, description="Eq. 5, per visit of a case")
+
+
+class Decoded(NamedTuple):
+    """Logits (B,1,H,W) of both branches, each reference's share of the attention, and where their masks point."""
+
+    retrieval: Tensor
+    base: Tensor
+    attention: Tensor | None
+    margins: list[Tensor] | None
 
 
 class CERS(Method):
@@ -153,10 +165,10 @@ class CERS(Method):
         """Branches `retrieval` and `base`; the declared one is `settings.output`."""
         features = self.encoder(batch.images)
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
-        retrieval, base, attention = self._decode(batch, features, evidence, need_attention=True)
-        branches = {"retrieval": retrieval.float().sigmoid(), "base": base.float().sigmoid()}
+        decoded = self._decode(batch, features, evidence, need_attention=True)
+        branches = {"retrieval": decoded.retrieval.float().sigmoid(), "base": decoded.base.float().sigmoid()}
         if evidence is not None:
-            evidence = evidence.with_attention(attention)
+            evidence = evidence.with_attention(decoded.attention)
         return Prediction(branches[self.settings.output], branches, evidence)
 
     def retrieve_by(self, strategy: str) -> None:
@@ -178,33 +190,52 @@ class CERS(Method):
         }
 
     def _warm_up_step(self, labelled: Batch) -> StepResult:
+        labelled = self._without_some_reports(labelled)
         features = self.encoder(labelled.images)
-        retrieval, base, _ = self._decode(labelled, features, None)
-        segmentation = self._segmentation_loss(retrieval, base, labelled.required_masks)
+        segmentation = self._segmentation_loss(self._decode(labelled, features, None), labelled.required_masks)
         alignment = self._alignment_loss(labelled, features[-1])
         loss = segmentation + self.settings.alignment * alignment
         return StepResult(loss, {"segmentation": segmentation.detach(), "alignment": alignment.detach()})
 
     def _semi_step(self, batch: SemiBatch, progress: Progress) -> StepResult:
-        n = len(batch.labelled)
+        n, masks = len(batch.labelled), batch.labelled.required_masks
         lesson = self._lesson(batch.unlabelled)
         joined = batch.joined() if lesson is None else _studied(batch, lesson).joined()
+        joined = self._without_some_reports(joined)
         features = self.encoder(joined.images)
         prototypes = self._prototypes(batch.labelled, [feature[:n] for feature in features])
         self._seen = (batch.labelled.ids, features[-1][:n].detach(), prototypes)
-        retrieval, base, _ = self._decode(joined, features, self._retrieve(joined, features[-1]))
-        segmentation = self._segmentation_loss(retrieval[:n], base[:n], batch.labelled.required_masks)
+        decoded = self._decode(joined, features, self._retrieve(joined, features[-1]))
+        loss = self._segmentation_loss(decoded, masks)
+        logs = {"segmentation": loss.detach()}
+        if decoded.margins is not None:
+            pointing = pointing_loss([margin[:n] for margin in decoded.margins], masks)
+            loss = loss + self.settings.pointing * pointing
+            logs["pointing"] = pointing.detach()
         first = 0 if self.settings.consistency_on == "all" else n
-        if first == len(joined):
-            return StepResult(segmentation, {"segmentation": segmentation.detach()})
-        if lesson is None:
-            consistency = sharpened_consistency(retrieval[first:], base[first:], self.settings.temperature)
-            weight = self.settings.consistency * sigmoid_ramp(progress.fraction)
-        else:
-            consistency = lesson.loss(retrieval[n:]) + lesson.loss(base[n:])
-            weight = self.settings.consistency
-        logs = {"segmentation": segmentation.detach(), "consistency": consistency.detach()}
-        return StepResult(segmentation + weight * consistency, logs)
+        if first < len(joined):
+            consistency, weight = self._consistency(decoded, lesson, first, progress)
+            loss = loss + weight * consistency
+            logs["consistency"] = consistency.detach()
+        return StepResult(loss, logs)
+
+    def _consistency(
+        self, decoded: Decoded, lesson: Lesson | None, first: int, progress: Progress
+    ) -> tuple[Tensor, float]:
+        """What both branches, or a strong view and its lesson, disagree on from image `first` on, and its weight."""
+        retrieval, base = decoded.retrieval[first:], decoded.base[first:]
+        if lesson is not None:
+            return lesson.loss(retrieval) + lesson.loss(base), self.settings.consistency
+        weight = self.settings.consistency * sigmoid_ramp(progress.fraction)
+        return sharpened_consistency(retrieval, base, self.settings.temperature), weight
+
+    def _without_some_reports(self, batch: Batch) -> Batch:
+        """Some images are segmented without their report; they are still retrieved for by it."""
+        padding = batch.report_padding
+        if padding is None or not self.settings.report_dropout:
+            return batch
+        hidden = torch.rand(len(padding), 1, device=padding.device) < self.settings.report_dropout
+        return replace(batch, report_padding=padding | hidden)
 
     @torch.no_grad()
     def _lesson(self, unlabelled: Batch | None) -> Lesson | None:
@@ -212,11 +243,12 @@ class CERS(Method):
         if unlabelled is None or unlabelled.strong is None:
             return None
         features = self.encoder(unlabelled.images)
-        taught, _, _ = self._decode(unlabelled, features, self._retrieve(unlabelled, features[-1]))
+        taught = self._decode(unlabelled, features, self._retrieve(unlabelled, features[-1])).retrieval
         return Lesson.of(unlabelled.strong, taught.float().sigmoid(), self.settings.confidence, self.settings.cutmix)
 
-    def _segmentation_loss(self, retrieval: Tensor, base: Tensor, masks: Tensor) -> Tensor:
-        return dice_ce(retrieval, masks) + dice_ce(base, masks)
+    def _segmentation_loss(self, decoded: Decoded, masks: Tensor) -> Tensor:
+        """That of both decoders on the labelled images, which come first."""
+        return dice_ce(decoded.retrieval[: len(masks)], masks) + dice_ce(decoded.base[: len(masks)], masks)
 
     def _alignment_loss(self, batch: Batch, features: Tensor) -> Tensor:
         cot, known = self._mask_informed(batch)
@@ -277,15 +309,17 @@ class CERS(Method):
 
     def _decode(
         self, batch: Batch, features: list[Tensor], evidence: Evidence | None, need_attention: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> Decoded:
         attended = features
         if self.report_attention is not None:
             attended = self.report_attention(features, batch.report_tokens, batch.report_padding)
         reference, attention = self._fuse(features[-1], evidence, need_attention)
         base = self.base_decoder(attended, batch.size)
+        margins = None
         if self.mask_prior is not None and evidence is not None:
-            attended = self.mask_prior(features, attended, self.pool.prototypes[evidence.index], evidence.valid)
-        return self.retrieval_decoder(attended, reference, batch.size), base, attention
+            margins = self.mask_prior.margins(features, self.pool.prototypes[evidence.index], evidence.valid)
+            attended = self.mask_prior(attended, margins)
+        return Decoded(self.retrieval_decoder(attended, reference, batch.size), base, attention, margins)
 
     @torch.no_grad()
     def _prototypes(self, batch: Batch, features: list[Tensor]) -> Tensor | None:

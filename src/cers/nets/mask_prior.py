@@ -1,6 +1,8 @@
 """Where retrieved cases had their lesion: prototypes under their masks, and a query's similarity to them.
 
 After few-shot segmentation by masked pooling (PANet, arXiv 1908.06391) and its prior maps (PFENet, arXiv 2008.01449).
+A reference also remembers its look-alike, the place outside its mask that most resembles its lesion: what the lesion
+differs from is what a query must be told.
 """
 
 from collections.abc import Sequence
@@ -11,25 +13,31 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 SCALES = slice(-3, -1)  # the maps at strides 8 and 16: fine enough to point, deep enough to mean something
+TEMPERATURE = 0.1  # a margin of cosines over this is a logit
+LIKENESS = 0.02  # temperature of the search for the look-alike: low, so that it is one place and no average
 
 
 def mask_prototypes(
     features: Sequence[Float[Tensor, "B _ _ _"]], masks: Float[Tensor, "B 1 _ _"]
-) -> Float[Tensor, "B 2 D"]:
-    """Mean feature of lesion and of background, of unit length, at both scales side by side; 0 for an absent one."""
+) -> Float[Tensor, "B 3 D"]:
+    """Mean feature of lesion, background and look-alike, of unit length, at both scales side by side; 0 if absent."""
     scales = []
     for feature in features[SCALES]:
-        lesion = F.adaptive_avg_pool2d(masks, (feature.shape[2], feature.shape[3]))
-        weights = torch.cat([lesion, 1 - lesion], dim=1).flatten(2)
-        scales.append(F.normalize(weights @ feature.float().flatten(2).mT, dim=-1))
+        lesion = F.adaptive_avg_pool2d(masks, (feature.shape[2], feature.shape[3])).flatten(2)
+        places = feature.float().flatten(2).mT
+        means = F.normalize(torch.cat([lesion, 1 - lesion], dim=1) @ places, dim=-1)
+        likeness = means[:, :1] @ F.normalize(places, dim=-1).mT
+        weights = (likeness / LIKENESS).masked_fill(lesion > 0, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
+        look_alike = F.normalize(weights @ places, dim=-1) * lesion.any(dim=2, keepdim=True)
+        scales.append(torch.cat([means, look_alike], dim=1))
     return torch.cat(scales, dim=-1)
 
 
 class MaskPrior(nn.Module):
-    """Tells the maps at strides 8 and 16 how much more each place resembles the references' lesions than the rest.
+    """Tells the maps at strides 8 and 16 how much more each place resembles the references' lesions than all else.
 
-    `cos(f, lesion) - cos(f, background)`, its mean and its maximum over the references, enter each map by a 1x1
-    convolution that starts at zero.
+    A reference says `(cos(f, lesion) - max(cos(f, background), cos(f, look-alike))) / 0.1`; mean and maximum over the
+    references enter each map by a 1x1 convolution that starts at zero.
     """
 
     def __init__(self, channels: Sequence[int]) -> None:
@@ -37,32 +45,36 @@ class MaskPrior(nn.Module):
         self.widths = list(channels[SCALES])
         self.enter = nn.ModuleList(_silent(nn.Conv2d(2, width, 1)) for width in self.widths)
 
-    def forward(
+    def margins(
         self,
         features: Sequence[Float[Tensor, "B _ _ _"]],
-        maps: Sequence[Float[Tensor, "B _ _ _"]],
-        prototypes: Float[Tensor, "B k 2 D"],
+        prototypes: Float[Tensor, "B k 3 D"],
         valid: Bool[Tensor, "B k"],
-    ) -> list[Float[Tensor, "B _ _ _"]]:
-        """`maps`, finest first, with what the `valid` references say about `features` added to two of them.
+    ) -> list[Float[Tensor, "B 2 _ _"]]:
+        """Mean and maximum of what the `valid` references say about `features`, at either scale.
 
-        A reference without lesion says nothing, nor does an image without reference hear anything.
+        A reference without lesion says nothing; 0 where none says anything.
         """
-        told = list(maps)
         scales = torch.split(prototypes.float(), self.widths, dim=-1)
-        places = range(len(told))[SCALES]
-        for place, enter, scale in zip(places, self.enter, scales, strict=True):
-            said = _margin(features[place], scale, valid)
+        return [_margin(f, scale, valid) / TEMPERATURE for f, scale in zip(features[SCALES], scales, strict=True)]
+
+    def forward(
+        self, maps: Sequence[Float[Tensor, "B _ _ _"]], margins: Sequence[Float[Tensor, "B 2 _ _"]]
+    ) -> list[Float[Tensor, "B _ _ _"]]:
+        """`maps`, finest first, with the margins added to two of them."""
+        told = list(maps)
+        for place, enter, said in zip(range(len(told))[SCALES], self.enter, margins, strict=True):
             told[place] = told[place] + enter(said.to(told[place].dtype))
         return told
 
 
 def _margin(
-    feature: Float[Tensor, "B C H W"], prototypes: Float[Tensor, "B k 2 C"], valid: Bool[Tensor, "B k"]
+    feature: Float[Tensor, "B C H W"], prototypes: Float[Tensor, "B k 3 C"], valid: Bool[Tensor, "B k"]
 ) -> Float[Tensor, "B 2 H W"]:
-    """Mean and maximum over the valid references of cos(lesion) - cos(background); 0 without any."""
+    """Mean and maximum over the valid references of cos(lesion) - max(cos(background), cos(look-alike))."""
     pixels = F.normalize(feature.float().flatten(2), dim=1)
-    margin = torch.einsum("bkc,bcp->bkp", prototypes[:, :, 0] - prototypes[:, :, 1], pixels)
+    cosine = torch.einsum("bknc,bcp->bknp", prototypes, pixels)
+    margin = cosine[:, :, 0] - cosine[:, :, 1:].amax(dim=2)
     known = (valid & prototypes[:, :, 0].any(dim=-1))[..., None]
     mean = margin.masked_fill(~known, 0.0).sum(dim=1) / known.sum(dim=1).clamp(min=1)
     highest = margin.masked_fill(~known, -torch.inf).amax(dim=1).masked_fill(~known.any(dim=1), 0.0)

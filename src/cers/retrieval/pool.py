@@ -40,9 +40,9 @@ class KnowledgePool(nn.Module):
     """Embeddings of N labelled cases, in order of id.
 
     `image` (N,C), `cot` (N,E) and `report` (N,R) are of unit length; `tokens` (N,T,C), T = grid², are features of the
-    reference itself; `prototypes` (N,2,D), where wanted, of its lesion and its background. All but `image`, which moves
-    in small steps (Eq. 5), are kept in half precision. `filled`, `cot_known` and `report_known` (N,) say which rows
-    hold something.
+    reference itself; `prototypes` (N,3,D), where wanted, of its lesion, its background and its look-alike. All but
+    `image`, which moves in small steps (Eq. 5), are kept in half precision. `filled`, `cot_known` and `report_known`
+    (N,) say which rows hold something.
     All are buffers, so a pool travels in its method's state_dict; none ever carries a gradient.
     """
 
@@ -69,7 +69,7 @@ class KnowledgePool(nn.Module):
         self.register_buffer("cot", torch.zeros(n, shape.cot, dtype=torch.float16))
         self.register_buffer("report", torch.zeros(n, shape.report, dtype=torch.float16))
         if shape.prototypes:
-            self.register_buffer("prototypes", torch.zeros(n, 2, shape.prototypes, dtype=torch.float16))
+            self.register_buffer("prototypes", torch.zeros(n, 3, shape.prototypes, dtype=torch.float16))
         for name in ("filled", "cot_known", "report_known"):
             self.register_buffer(name, torch.zeros(n, dtype=torch.bool))
         self.register_buffer("group_code", torch.tensor([self._group(e.group) for e in self.entries]), persistent=False)
@@ -99,7 +99,7 @@ class KnowledgePool(nn.Module):
         report_known: Tensor | None = None,
         prototypes: Tensor | None = None,
     ) -> None:
-        """Write rows afresh from last features (B,C,h,w), text embeddings (B,E), (B,R) and prototypes (B,2,D).
+        """Write rows afresh from last features (B,C,h,w), text embeddings (B,E), (B,R) and prototypes (B,3,D).
 
         Raises:
             KeyError: an id is not an entry of this pool.
@@ -124,7 +124,7 @@ class KnowledgePool(nn.Module):
         ids: Sequence[str],
         features: Float[Tensor, "b c h w"],
         momentum: float,
-        prototypes: Float[Tensor, "b 2 d"] | None = None,
+        prototypes: Float[Tensor, "b 3 d"] | None = None,
     ) -> None:
         """Eq. 5: v <- momentum v + (1 - momentum) f with f of unit length, then back onto the unit sphere.
 
