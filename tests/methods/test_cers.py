@@ -460,6 +460,19 @@ def test_masks_of_references_reach_the_retrieval_branch_and_no_other():
     assert torch.equal(same, base)
 
 
+def test_references_alone_are_a_branch_that_only_the_pool_decides():
+    method = filled({"reference_masks": True, "retrieval": "image"})
+    alone = method.predict(query()).branches["references"]
+    assert alone.shape == method.predict(query()).probability.shape
+    nn.init.normal_(method.retrieval_decoder.head.logit.weight)
+    assert torch.equal(method.predict(query()).branches["references"], alone)
+    method.pool.prototypes[:, [0, 1]] = method.pool.prototypes[:, [1, 0]]
+    method.pool.prototypes[:, 2] = 0
+    assert not torch.allclose(method.predict(query()).branches["references"], alone, atol=1e-4)
+    assert "references" not in method.predict(query(), use_evidence=False).branches
+    assert "references" not in filled({}).predict(query()).branches
+
+
 def test_prototypes_of_the_pool_follow_the_masks_of_the_step():
     method = cers({"reference_masks": True, "pool_momentum": 0.5})
     batch = make_semi()
@@ -484,26 +497,6 @@ def test_pointing_is_learned_from_the_labelled_images_alone():
     assert float(step(filled(settings).eval(), other).logs["pointing"]) == pytest.approx(
         float(step(filled(settings).eval(), batch).logs["pointing"]), rel=1e-5
     )
-
-
-def test_a_dropped_report_is_not_read_and_still_retrieves():
-    batch = query()
-    dropping = filled({"report_dropout": 1.0})
-    hidden = dropping._without_some_reports(batch)
-    assert hidden.report_padding.all()
-    assert hidden.report is batch.report
-    assert hidden.report_known is batch.report_known
-    assert filled({})._without_some_reports(batch) is batch
-
-
-def test_reports_are_dropped_in_training_only():
-    keeping, dropping = filled({"report": True}), filled({"report_dropout": 1.0})
-    for method in (keeping, dropping):
-        for scale in method.report_attention.scales:
-            nn.init.ones_(scale.gamma)
-    assert torch.equal(branches(keeping, query())[1], branches(dropping, query())[1])
-    batch = make_semi()
-    assert not torch.allclose(step(keeping, batch).loss, step(dropping, batch).loss, atol=1e-6)
 
 
 def test_strong_views_learn_what_the_retrieval_branch_sees_in_weak_ones():
@@ -531,9 +524,7 @@ def test_no_gradient_reaches_the_lesson():
     assert not any(x.requires_grad for x in (lesson.images, lesson.label, lesson.sure))
 
 
-@pytest.mark.parametrize(
-    "settings", [{"reference_masks": True}, {"strong_views": True}, {"report_dropout": 0.5}], ids=str
-)
+@pytest.mark.parametrize("settings", [{"reference_masks": True}, {"strong_views": True}], ids=str)
 def test_additions_train_without_retrieval_and_without_unlabelled_images(settings):
     method = cers({**settings, "retrieval": "none"})
     train(method, make_semi(unlabelled=(), strong_views=method.strong_views), 4)

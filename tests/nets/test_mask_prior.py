@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from cers.losses import pointing_loss
-from cers.nets.mask_prior import TEMPERATURE, MaskPrior, mask_prototypes
+from cers.nets.mask_prior import TEMPERATURE, MaskPrior, mask_prototypes, pointed
 
 CHANNELS = (3, 4, 5, 6, 7)  # strides 2 to 32; those at 8 and 16 count
 
@@ -117,6 +117,16 @@ def test_a_look_alike_of_the_references_is_told_from_their_lesion():
     assert (said[:, 3, 3] < 0).all()
     prototypes[:, :, 2] = 0
     assert (prior.margins(features, prototypes, valid)[1][:, 0, 3, 3] > 0).all()
+
+
+def test_references_alone_find_the_lesion():
+    features, masks, _, _ = squares()
+    features[2] = F.interpolate(features[3], scale_factor=2)[:, :5]
+    prototypes, valid = mask_prototypes(features, masks)[:, None], torch.ones(2, 1, dtype=torch.bool)
+    logits = pointed(MaskPrior(CHANNELS).margins(features, prototypes, valid), (64, 64))
+    assert logits.shape == masks.shape
+    found = logits > 0
+    assert float(2 * (found * masks).sum() / (found.sum() + masks.sum())) > 0.85
 
 
 def test_pointing_costs_little_where_it_is_right():

@@ -7,7 +7,7 @@ pool after the encoder (Eq. 5).
 
 Beyond the paper, off by default: with `reference_masks` references also say where their lesion lay, and what looked
 like it (`MaskPrior`); with `strong_views` the retrieval branch teaches both branches by strong views instead of Eq. 6
-(`Lesson`); with `report_dropout` some images are segmented without their report.
+(`Lesson`).
 """
 
 import math
@@ -27,7 +27,7 @@ from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, 
 from cers.methods.evidence import Retriever, Strategy
 from cers.methods.strong_views import Lesson
 from cers.nets.decoders import ResidualUNetDecoder
-from cers.nets.mask_prior import SCALES, MaskPrior, mask_prototypes
+from cers.nets.mask_prior import SCALES, MaskPrior, mask_prototypes, pointed
 from cers.nets.mcam import make_retrieval_decoder
 from cers.nets.reference_fusion import ReferenceFusion
 from cers.nets.text_attention import ReportAttention
@@ -48,7 +48,6 @@ class CERSSettings(Settings):
     exclude_self: bool = Field(True, description="false: a labelled image may retrieve itself, as in the authors' code")
     mask_informed_queries: bool = Field(False, description="true: labelled images query by the CoT that saw their mask")
     report: bool = Field(True, description="report text attends into the encoder's features")
-    report_dropout: float = Field(0.0, ge=0, le=1, description="share of the images that train without their report")
     decoder: Literal["mcam", "unet", "swin-unet"] = "mcam"
     coordinate_gate: bool = True
     multi_scale: bool = True
@@ -162,11 +161,16 @@ class CERS(Method):
 
     @torch.no_grad()
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
-        """Branches `retrieval` and `base`; the declared one is `settings.output`."""
+        """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
+
+        Branch `references` is there with `reference_masks`: a pool may know lesions that no decoder was trained on.
+        """
         features = self.encoder(batch.images)
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
         decoded = self._decode(batch, features, evidence, need_attention=True)
         branches = {"retrieval": decoded.retrieval.float().sigmoid(), "base": decoded.base.float().sigmoid()}
+        if decoded.margins is not None:
+            branches["references"] = pointed(decoded.margins, batch.size).sigmoid()
         if evidence is not None:
             evidence = evidence.with_attention(decoded.attention)
         return Prediction(branches[self.settings.output], branches, evidence)
@@ -190,7 +194,6 @@ class CERS(Method):
         }
 
     def _warm_up_step(self, labelled: Batch) -> StepResult:
-        labelled = self._without_some_reports(labelled)
         features = self.encoder(labelled.images)
         segmentation = self._segmentation_loss(self._decode(labelled, features, None), labelled.required_masks)
         alignment = self._alignment_loss(labelled, features[-1])
@@ -201,7 +204,6 @@ class CERS(Method):
         n, masks = len(batch.labelled), batch.labelled.required_masks
         lesson = self._lesson(batch.unlabelled)
         joined = batch.joined() if lesson is None else _studied(batch, lesson).joined()
-        joined = self._without_some_reports(joined)
         features = self.encoder(joined.images)
         prototypes = self._prototypes(batch.labelled, [feature[:n] for feature in features])
         self._seen = (batch.labelled.ids, features[-1][:n].detach(), prototypes)
@@ -228,14 +230,6 @@ class CERS(Method):
             return lesson.loss(retrieval) + lesson.loss(base), self.settings.consistency
         weight = self.settings.consistency * sigmoid_ramp(progress.fraction)
         return sharpened_consistency(retrieval, base, self.settings.temperature), weight
-
-    def _without_some_reports(self, batch: Batch) -> Batch:
-        """Some images are segmented without their report; they are still retrieved for by it."""
-        padding = batch.report_padding
-        if padding is None or not self.settings.report_dropout:
-            return batch
-        hidden = torch.rand(len(padding), 1, device=padding.device) < self.settings.report_dropout
-        return replace(batch, report_padding=padding | hidden)
 
     @torch.no_grad()
     def _lesson(self, unlabelled: Batch | None) -> Lesson | None:

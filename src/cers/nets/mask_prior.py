@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from cers.nets.layers import Size, upsample
+
 SCALES = slice(-3, -1)  # the maps at strides 8 and 16: fine enough to point, deep enough to mean something
 TEMPERATURE = 0.1  # a margin of cosines over this is a logit
 LIKENESS = 0.02  # temperature of the search for the look-alike: low, so that it is one place and no average
@@ -66,6 +68,11 @@ class MaskPrior(nn.Module):
         for place, enter, said in zip(range(len(told))[SCALES], self.enter, margins, strict=True):
             told[place] = told[place] + enter(said.to(told[place].dtype))
         return told
+
+
+def pointed(margins: Sequence[Float[Tensor, "B 2 _ _"]], size: Size) -> Float[Tensor, "B 1 _ _"]:
+    """What the references say by themselves, as logits (B,1,*size): the mean margin, over both scales."""
+    return torch.stack([upsample(margin[:, :1], size) for margin in margins]).mean(dim=0)
 
 
 def _margin(
