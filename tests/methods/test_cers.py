@@ -58,6 +58,9 @@ def step(method: CERS, batch: SemiBatch, stage: str = "semi", at: int = 5):
     return result
 
 
+SPACE = ["alignment.cot_projection.weight", "alignment.image_projection.weight", "alignment.log_scale"]
+
+
 def branches(method: CERS, batch: Batch, **options: Any) -> tuple[Tensor, Tensor]:
     prediction = method.predict(batch, **options)
     return prediction.branches["retrieval"], prediction.branches["base"]
@@ -74,7 +77,7 @@ def test_parameter_counts_are_those_of_the_specification(encoder, expected):
         setup = Setup(lambda: PyramidEncoder(encoder), [("a", None, None)], report_width=768, cot_width=768)
         method = CERS(setup, method_settings("cers", {}))
     counts = {child: sum(p.numel() for p in module.parameters()) for child, module in method.named_children()}
-    assert counts.pop("image_projection") == counts.pop("cot_projection") == 768 * 512
+    assert counts.pop("alignment") == 2 * 768 * 512 + 1
     assert sum(counts.values()) == expected
     assert sum(p.numel() for p in method.parameters()) == expected + 2 * 768 * 512 + 1
 
@@ -219,7 +222,7 @@ def test_one_warm_up_step_trains_everything_but_what_waits_for_references():
     assert {n.split(".")[0] for n in waiting} == {"fusion", "report_attention"}
     assert not any(n.endswith((".gamma", ".norm.weight", ".norm.bias")) for n in waiting if "report_attention" in n)
     moved = {n for n, p in method.named_parameters() if not torch.equal(p.detach(), before[n])}
-    assert {"image_projection.weight", "cot_projection.weight", "log_scale"} <= moved
+    assert set(SPACE) <= moved
     assert {n.split(".")[0] for n in untrained(cers(), "warm-up", 2)} == {"fusion"}
 
 
@@ -249,21 +252,25 @@ def test_upper_layers_of_the_rationale_encoder_train_in_the_warm_up_only():
     batch = make_semi()
     batch = SemiBatch(with_states(batch.labelled), with_states(batch.unlabelled))
     step(method, batch, "warm-up").loss.backward()
-    assert all(p.grad.any() for p in method.cot_upper.parameters())
+    assert all(p.grad.any() for p in method.alignment.cot_upper.parameters())
     method.zero_grad()
     method.start_stage("semi", [batch.labelled])
     step(method.train(), batch).loss.backward()
-    assert all(p.grad is None for p in method.cot_upper.parameters())
+    assert all(p.grad is None for p in method.alignment.cot_upper.parameters())
     known = batch.labelled.cot_known
     with torch.no_grad():
-        informed = method.cot_upper(batch.labelled.mask_cot_tokens, batch.labelled.mask_cot_padding)
-        expected = F.normalize(method.cot_projection(informed), dim=1)
+        informed = method.alignment.cot_upper(batch.labelled.mask_cot_tokens, batch.labelled.mask_cot_padding)
+        expected = F.normalize(method.alignment.cot_projection(informed), dim=1)
     assert torch.allclose(method.pool.cot[known].float(), expected[known], atol=1e-3)
 
 
 def test_the_semi_stage_trains_the_fusion_and_leaves_the_space_of_the_pool_alone():
     left = untrained(filled(), "semi", 2)
-    assert sorted(left) == ["cot_projection.weight", "image_projection.weight", "log_scale"]
+    assert sorted(left) == [
+        "alignment.cot_projection.weight",
+        "alignment.image_projection.weight",
+        "alignment.log_scale",
+    ]
 
 
 def test_the_warm_up_knows_no_references():
@@ -279,7 +286,7 @@ def test_the_pool_holds_the_encoders_view_of_each_case_and_its_mask_informed_rat
     method, batch = filled(), make_batch(LABELLED, masked=True)
     with torch.no_grad():
         features = method.encoder(batch.images)[-1].mean(dim=(2, 3))
-        informed = method.cot_projection(batch.mask_cot)
+        informed = method.alignment.cot_projection(batch.mask_cot)
     assert torch.allclose(method.pool.image, F.normalize(features, dim=1), atol=1e-6)
     assert torch.allclose(method.pool.cot[:3].float(), F.normalize(informed, dim=1)[:3], atol=1e-3)
     assert method.pool.cot_known.tolist() == method.pool.report_known.tolist() == [True, True, True, False]
@@ -290,7 +297,7 @@ def test_where_no_rationale_saw_the_mask_the_other_stands_in():
     batch = replace(batch, mask_cot_known=torch.tensor([True, False, False, False]))
     method.start_stage("semi", [batch])
     with torch.no_grad():
-        expected = method.cot_projection(torch.cat([batch.mask_cot[:1], batch.cot[1:]]))
+        expected = method.alignment.cot_projection(torch.cat([batch.mask_cot[:1], batch.cot[1:]]))
     assert torch.allclose(method.pool.cot[:3].float(), F.normalize(expected, dim=1)[:3], atol=1e-3)
     assert method.pool.cot_known.tolist() == [True, True, True, False]
 

@@ -106,8 +106,8 @@ class AuthorsStep(nn.Module):
     def cot(self, batch: Batch, words: Words) -> Tensor:
         """The projected rationales (B,E)."""
         embedded = batch.cot if self.cot_model is None else read(self.cot_model, words.cots)[0][:, 0]
-        assert self.method.cot_projection is not None
-        projected: Tensor = self.method.cot_projection(embedded)
+        assert self.method.alignment.cot_projection is not None
+        projected: Tensor = self.method.alignment.cot_projection(embedded)
         return projected
 
     @torch.no_grad()

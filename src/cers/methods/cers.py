@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from cers.data.case import Batch, SemiBatch
 from cers.errors import CersError, nearest
-from cers.losses import contrastive_alignment, dice_ce, pointing_loss, sharpened_consistency
+from cers.losses import dice_ce, pointing_loss, sharpened_consistency
+from cers.methods.alignment import Alignment
 from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, Setup, Stage, StepResult
 from cers.methods.evidence import Retriever, Strategy
 from cers.methods.strong_views import Lesson
@@ -97,19 +97,15 @@ class CERS(Method):
         )
         self.fusion = ReferenceFusion(channels[-1]) if settings.retrieval != "none" else None
         self.mask_prior = MaskPrior(channels) if self.fusion is not None and settings.reference_masks else None
-        self.image_projection = nn.Linear(channels[-1], settings.embedding, bias=False)
-        self.cot_projection = nn.Linear(setup.cot_width, settings.embedding, bias=False) if setup.cot_width else None
-        self.cot_upper = setup.cot_upper() if setup.cot_upper else None
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.alignment = Alignment(channels[-1], setup.cot_width, settings.embedding, setup.cot_upper)
         self.pool = KnowledgePool([PoolEntry(*entry) for entry in setup.labelled], self._pool_shape(setup))
         self.retriever = Retriever(
             settings.retrieval, settings.candidates, settings.k, settings.exclude_group, settings.exclude_self
         )
-        reads_cot = self.cot_projection is not None and (settings.alignment > 0 or "cot" in settings.retrieval)
+        reads_cot = bool(setup.cot_width) and (settings.alignment > 0 or "cot" in settings.retrieval)
         reads_report = bool(setup.report_width) and (settings.report or "report" in settings.retrieval)
         self.reads_text = reads_cot or reads_report
         self._seen: tuple[tuple[str, ...], Tensor, Tensor | None] | None = None
-        self._query_cot: dict[str, Tensor] = {}
 
     def stages(self) -> tuple[Stage, ...]:
         """Warm-up on labelled cases, then semi-supervised learning; both count inside the budget."""
@@ -122,7 +118,7 @@ class CERS(Method):
     @torch.no_grad()
     def start_stage(self, stage: str, labelled: Iterable[Batch]) -> None:
         """Before stage "semi": write every labelled case into the pool, from its clean view."""
-        self._query_cot = {}
+        self.alignment.forget()
         if stage == "semi":
             self.fill_pool(self.pool, labelled)
 
@@ -133,7 +129,7 @@ class CERS(Method):
         self.eval()
         for batch in labelled:
             features = self.encoder(batch.images)
-            cot, known = self._mask_informed(batch)
+            cot, known = self.alignment.mask_informed(batch)
             pool.fill(
                 batch.ids,
                 features[-1],
@@ -186,7 +182,7 @@ class CERS(Method):
     def compare_retrieval(self, batch: Batch) -> Mapping[str, Evidence]:
         """What every strategy would find with this encoder and pool."""
         pooled = self.encoder(batch.images)[-1].mean(dim=(2, 3))
-        cot = self._query_embedding(batch)
+        cot = self._query_rationales(batch)
         strategies = [name for name in get_args(Strategy) if name != "none"] if self.fusion is not None else []
         return {
             name: replace(self.retriever, strategy=name)(self.pool, batch, pooled, cot, fresh=False)
@@ -196,7 +192,7 @@ class CERS(Method):
     def _warm_up_step(self, labelled: Batch) -> StepResult:
         features = self.encoder(labelled.images)
         segmentation = self._segmentation_loss(self._decode(labelled, features, None), labelled.required_masks)
-        alignment = self._alignment_loss(labelled, features[-1])
+        alignment = self.alignment.loss(labelled, features[-1])
         loss = segmentation + self.settings.alignment * alignment
         return StepResult(loss, {"segmentation": segmentation.detach(), "alignment": alignment.detach()})
 
@@ -244,52 +240,10 @@ class CERS(Method):
         """That of both decoders on the labelled images, which come first."""
         return dice_ce(decoded.retrieval[: len(masks)], masks) + dice_ce(decoded.base[: len(masks)], masks)
 
-    def _alignment_loss(self, batch: Batch, features: Tensor) -> Tensor:
-        cot, known = self._mask_informed(batch)
-        if cot is None:
-            return features.new_zeros(())
-        image = F.normalize(self.image_projection(features.mean(dim=(2, 3))).float(), dim=-1)
-        return contrastive_alignment(image, F.normalize(cot.float(), dim=-1), self.log_scale, known)
-
-    def _mask_informed(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Embedded rationales that saw the mask, the mask-free ones where there are none; and which are known."""
-        free = self._embedded(batch.cot, batch.cot_tokens, batch.cot_padding)
-        informed = self._embedded(batch.mask_cot, batch.mask_cot_tokens, batch.mask_cot_padding)
-        if free is None or informed is None or batch.mask_cot_known is None or batch.cot_known is None:
-            return free, batch.cot_known
-        cot = torch.where(batch.mask_cot_known[:, None], informed, free)
-        return cot, batch.mask_cot_known | batch.cot_known
-
-    def _embedded(self, pooled: Tensor | None, tokens: Tensor | None, padding: Tensor | None) -> Tensor | None:
-        """Rationales in the space that the image shares, (B,E)."""
-        if pooled is None or self.cot_projection is None:
-            return None
-        if self.cot_upper is not None:
-            pooled = self.cot_upper(tokens, padding)
-        embedded: Tensor = self.cot_projection(pooled)
-        return embedded
-
-    @torch.no_grad()
-    def _query_embedding(self, batch: Batch) -> Tensor | None:
-        """Mask-free rationales (B,E). Once their encoder rests, each goes through its upper layers a single time."""
+    def _query_rationales(self, batch: Batch) -> Tensor | None:
         if self.settings.mask_informed_queries:
-            return self._mask_informed(batch)[0]
-        if (
-            self.cot_upper is None
-            or self.cot_projection is None
-            or batch.cot_tokens is None
-            or batch.cot_padding is None
-        ):
-            return self._embedded(batch.cot, None, None)
-        training = self.cot_upper.training
-        self.cot_upper.eval()
-        for row, id_ in enumerate(batch.ids):
-            if id_ not in self._query_cot:  # alone and unpadded, so that the result does not depend on the batch
-                words = max(1, int((~batch.cot_padding[row]).sum()))
-                tokens, padding = batch.cot_tokens[row : row + 1, :words], batch.cot_padding[row : row + 1, :words]
-                self._query_cot[id_] = self.cot_projection(self.cot_upper(tokens, padding))[0]
-        self.cot_upper.train(training)
-        return torch.stack([self._query_cot[id_] for id_ in batch.ids])
+            return self.alignment.mask_informed(batch)[0]
+        return self.alignment.mask_free(batch)
 
     @torch.no_grad()
     def _retrieve(self, batch: Batch, features: Tensor) -> Evidence | None:
@@ -298,7 +252,7 @@ class CERS(Method):
         ):  # in the warm-up there is nothing to retrieve yet
             return None
         return self.retriever(
-            self.pool, batch, features.mean(dim=(2, 3)), self._query_embedding(batch), fresh=self.training
+            self.pool, batch, features.mean(dim=(2, 3)), self._query_rationales(batch), fresh=self.training
         )
 
     def _decode(
