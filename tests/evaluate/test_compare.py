@@ -194,6 +194,20 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert any("between 2 and 3 seeds" in note for note in notes)
 
 
+def test_evaluations_of_one_run_are_compared_as_methods_are(tmp_path):
+    own = [with_facts(make_run(tmp_path / f"r{s}", 0.02, s), s) for s in (0, 1)]
+    for s, folder in enumerate(own):
+        make_run(tmp_path / "other", 0.08, s + 10)
+        (tmp_path / "other" / "eval").rename(folder / "eval-random")
+    table = compare({"own": own, "random": [folder / "eval-random" for folder in own]}, "own")
+    line = table.rows[1].dice
+    assert (line.seeds, line.pairs) == (2, 2)
+    assert line.difference < 0
+    assert table.rows[1].costs == table.rows[0].costs
+    same = compare({"own": own, "again": [folder / "eval" for folder in own]}, "own").rows[1].dice
+    assert same.difference == 0
+
+
 def test_two_runs_of_one_seed_are_refused(tmp_path):
     twice = [with_facts(make_run(tmp_path / name, 0.08, 1), 4) for name in ("a", "b")]
     with pytest.raises(CersError, match="two runs of 'm' have the same seed"):

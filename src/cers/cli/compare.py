@@ -25,7 +25,10 @@ class Format(StrEnum):
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help="run folders, or name=folder; folders of one name are its seeds")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="run folders, or evaluations in them, or name=folder; folders of one name are its seeds"),
+    ],
     reference: Annotated[str | None, typer.Option(help="method to compare with; the first one if not given")] = None,
     form: Annotated[Format, typer.Option("--format", help="how the table is written")] = Format.TABLE,
 ) -> None:

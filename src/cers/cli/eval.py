@@ -39,7 +39,7 @@ def eval(
     if "retrieval" in summary:
         head, *rows = strategy_rows(summary["retrieval"])
         say_table(head, rows, title="Retrieval, by strategy")
-    say(f"per case: {evaluation_folder(run, part, data, retrieval) / 'cases.csv'}; next: cers report {run}")
+    say(f"per case: {evaluation_folder(run, part, data, pool, retrieval) / 'cases.csv'}; next: cers report {run}")
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -68,13 +68,22 @@ class ScoredRun:
         return bool(self.facts.get("reads_text"))
 
 
+def run_folder(folder: Path) -> Path:
+    """The run that `folder` is, or of which it is one evaluation, such as `eval-random`."""
+    return folder.parent if (folder / "cases.csv").is_file() else folder
+
+
 def read_scored(folder: Path) -> ScoredRun:
     """Read `eval/cases.csv` of a run, and `split.json`, `config.yaml` and `run.json` where they are.
+
+    `folder` may also be one evaluation of a run, such as its `eval-random`: the same training under other references.
 
     Raises:
         CersError: it was not evaluated, or a file is damaged.
     """
-    table, split, config = folder / "eval" / "cases.csv", folder / "split.json", folder / "config.yaml"
+    run = run_folder(folder)
+    table = (folder if folder != run else run / "eval") / "cases.csv"
+    split, config = run / "split.json", run / "config.yaml"
     rows = declared_rows(read_cases_csv(table))
     if not rows:
         raise CersError(f"{table} holds no case; run `cers eval` on a split with cases")
@@ -83,7 +92,7 @@ def read_scored(folder: Path) -> ScoredRun:
         {row.id: row for row in rows},
         read_split(split) if split.is_file() else None,
         load_config(config) if config.is_file() else None,
-        _facts(folder / "run.json"),
+        _facts(run / "run.json"),
     )
 
 
