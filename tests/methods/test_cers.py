@@ -480,6 +480,21 @@ def test_references_alone_are_a_branch_that_only_the_pool_decides():
     assert "references" not in filled({}).predict(query()).branches
 
 
+def test_references_answer_for_a_class_that_training_never_showed():
+    method = filled({"reference_masks": True, "retrieval": "random", "k": 1})
+    before = method.predict(query())
+    assert torch.equal(before.probability, before.branches["retrieval"])
+    nearest = int(before.evidence.index[0, 0])
+    relabelled = [e._replace(label="new") if row == nearest else e for row, e in enumerate(method.pool.entries)]
+    method.pool.entries = tuple(relabelled)
+    after = method.predict(query())
+    asked = after.evidence.index[:, 0] == nearest
+    assert 0 < asked.sum() < len(asked)
+    assert torch.equal(after.probability[asked], after.branches["references"][asked])
+    assert torch.equal(after.probability[~asked], before.probability[~asked])
+    assert not torch.equal(after.probability[asked], before.probability[asked])
+
+
 def test_prototypes_of_the_pool_follow_the_masks_of_the_step():
     method = cers({"reference_masks": True, "pool_momentum": 0.5})
     batch = make_semi()

@@ -99,6 +99,7 @@ class CERS(Method):
         self.mask_prior = MaskPrior(channels) if self.fusion is not None and settings.reference_masks else None
         self.alignment = Alignment(channels[-1], setup.cot_width, settings.embedding, setup.cot_upper)
         self.pool = KnowledgePool([PoolEntry(*entry) for entry in setup.labelled], self._pool_shape(setup))
+        self._taught = {entry.label for entry in self.pool.entries}
         self.retriever = Retriever(
             settings.retrieval, settings.candidates, settings.k, settings.exclude_group, settings.exclude_self
         )
@@ -159,7 +160,8 @@ class CERS(Method):
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
         """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
 
-        Branch `references` is there with `reference_masks`: a pool may know lesions that no decoder was trained on.
+        Branch `references` is there with `reference_masks`. It is the answer where most references are of a class of
+        which training had no mask, in a pool that was extended since: that the decoders do not know.
         """
         features = self.encoder(batch.images)
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
@@ -169,7 +171,17 @@ class CERS(Method):
             branches["references"] = pointed(decoded.margins, batch.size).sigmoid()
         if evidence is not None:
             evidence = evidence.with_attention(decoded.attention)
-        return Prediction(branches[self.settings.output], branches, evidence)
+        probability = branches[self.settings.output]
+        if evidence is not None and "references" in branches:
+            unknown = self._asks_for_new_knowledge(evidence)[:, None, None, None]
+            probability = torch.where(unknown, branches["references"], probability)
+        return Prediction(probability, branches, evidence)
+
+    def _asks_for_new_knowledge(self, evidence: Evidence) -> Tensor:
+        """Which queries (B,) have most of their references from classes that no mask in training showed."""
+        new = [e.label is not None and e.label not in self._taught for e in self.pool.entries]
+        of_new_class = torch.tensor(new, device=evidence.index.device)[evidence.index] & evidence.valid
+        return 2 * of_new_class.sum(dim=1) > evidence.valid.sum(dim=1)
 
     def retrieve_by(self, strategy: str) -> None:
         """Choose references by another strategy from now on."""
