@@ -18,6 +18,7 @@ from cers.methods.cers import CERS
 from cers.methods.evidence import Retriever, Strategy
 from cers.methods.registry import create_method, method_settings
 from cers.nets.encoder import PyramidEncoder
+from cers.nets.mask_prior import contradicted
 from cers.schedules import sigmoid_ramp
 
 
@@ -480,19 +481,28 @@ def test_references_alone_are_a_branch_that_only_the_pool_decides():
     assert "references" not in filled({}).predict(query()).branches
 
 
-def test_references_answer_for_a_class_that_training_never_showed():
+@pytest.mark.parametrize("silent", [True, False])
+def test_references_answer_for_a_new_class_where_they_contradict_the_decoder(silent):
     method = filled({"reference_masks": True, "retrieval": "random", "k": 1})
+    logit = method.retrieval_decoder.head.logit
+    with torch.no_grad():
+        logit.weight.zero_()
+        logit.bias.fill_(-50.0 if silent else 50.0)
     before = method.predict(query())
     assert torch.equal(before.probability, before.branches["retrieval"])
-    nearest = int(before.evidence.index[0, 0])
-    relabelled = [e._replace(label="new") if row == nearest else e for row, e in enumerate(method.pool.entries)]
-    method.pool.entries = tuple(relabelled)
+    new = int(before.evidence.index[0, 0])
+    method.pool.entries = tuple(
+        e._replace(label="new") if row == new else e for row, e in enumerate(method.pool.entries)
+    )
     after = method.predict(query())
-    asked = after.evidence.index[:, 0] == nearest
+    alone = after.branches["references"]
+    assert (alone > 0.5).flatten(1).any(dim=1).all()
+    asked = after.evidence.index[:, 0] == new
     assert 0 < asked.sum() < len(asked)
-    assert torch.equal(after.probability[asked], after.branches["references"][asked])
-    assert torch.equal(after.probability[~asked], before.probability[~asked])
-    assert not torch.equal(after.probability[asked], before.probability[asked])
+    answered = (after.probability == alone).flatten(1).all(dim=1)
+    assert torch.equal(answered, asked & contradicted(before.probability, alone.logit()))
+    assert answered.any() or not silent
+    assert torch.equal(after.probability[~answered], before.probability[~answered])
 
 
 def test_prototypes_of_the_pool_follow_the_masks_of_the_step():

@@ -27,7 +27,7 @@ from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, 
 from cers.methods.evidence import Retriever, Strategy
 from cers.methods.strong_views import Lesson
 from cers.nets.decoders import ResidualUNetDecoder
-from cers.nets.mask_prior import SCALES, MaskPrior, mask_prototypes, pointed
+from cers.nets.mask_prior import SCALES, MaskPrior, contradicted, mask_prototypes, pointed
 from cers.nets.mcam import make_retrieval_decoder
 from cers.nets.reference_fusion import ReferenceFusion
 from cers.nets.text_attention import ReportAttention
@@ -161,20 +161,20 @@ class CERS(Method):
         """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
 
         Branch `references` is there with `reference_masks`. It is the answer where most references are of a class of
-        which training had no mask, in a pool that was extended since: that the decoders do not know.
+        which training had no mask, in a pool that was extended since, and they contradict the declared branch.
         """
         features = self.encoder(batch.images)
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
         decoded = self._decode(batch, features, evidence, need_attention=True)
         branches = {"retrieval": decoded.retrieval.float().sigmoid(), "base": decoded.base.float().sigmoid()}
-        if decoded.margins is not None:
-            branches["references"] = pointed(decoded.margins, batch.size).sigmoid()
+        probability = branches[self.settings.output]
+        if evidence is not None and decoded.margins is not None:
+            alone = pointed(decoded.margins, batch.size)
+            branches["references"] = alone.sigmoid()
+            doubted = self._asks_for_new_knowledge(evidence) & contradicted(probability, alone)
+            probability = torch.where(doubted[:, None, None, None], branches["references"], probability)
         if evidence is not None:
             evidence = evidence.with_attention(decoded.attention)
-        probability = branches[self.settings.output]
-        if evidence is not None and "references" in branches:
-            unknown = self._asks_for_new_knowledge(evidence)[:, None, None, None]
-            probability = torch.where(unknown, branches["references"], probability)
         return Prediction(probability, branches, evidence)
 
     def _asks_for_new_knowledge(self, evidence: Evidence) -> Tensor:
