@@ -10,52 +10,68 @@ from cers.data.images import read_image
 from cers.engine.log import read_log
 from cers.errors import CersError
 from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
-from cers.evaluation import truth_of
+from cers.evaluation import evaluation_folder, truth_of
 from cers.files import write_atomic
+from cers.predict.pools import load_pool
 from cers.predict.prediction import CasePrediction, Reference
 from cers.predict.predictor import Predictor
 from cers.report.content import ReportData, ShownCase, ShownReference
 from cers.report.page import render_report
 from cers.report.select import pick_cases
+from cers.retrieval.pool import KnowledgePool
 from cers.run import Run, load_run
 
 REJECTED_SHOWN = 5
 
 
-def report(folder: Path, overrides: Sequence[str] = (), *, n_each: int = 3, out: Path | None = None) -> Path:
+def report(
+    folder: Path, overrides: Sequence[str] = (), *, pool: Path | None = None, n_each: int = 3, out: Path | None = None
+) -> Path:
     """Write `report.html` of an evaluated run: curves, metrics, and best, median and worst cases with their evidence.
 
-    `overrides` say where the run's data are now, e.g. `data.path=…`.
+    With `pool`, `report-<pool>.html` of its evaluation with that pool. `overrides` say where the run's data are now,
+    e.g. `data.path=…`.
 
     Raises:
-        CersError: the run is not there or not evaluated yet, or its data are not there.
+        CersError: the run is not there or not evaluated yet, its data are not there, or they lack cases of `pool`.
     """
     run = load_run(folder, overrides)
-    summary = _summary(folder)
-    rows = read_cases_csv(folder / "eval" / "cases.csv")
+    scores = evaluation_folder(folder, pool=pool)
+    summary = _summary(scores, f"cers eval {folder}" + ("" if pool is None else f" --pool {pool}"))
+    rows = read_cases_csv(scores / "cases.csv")
     known = run.cases()
-    picked = pick_cases(rows, n_each)
+    references = None if pool is None else _shown_pool(run, pool, known)
     data = ReportData(
-        title=f"{run.config.method.name} · {folder.name}",
+        title=f"{run.config.method.name} · {folder.name}" + ("" if pool is None else f" · pool {pool.name}"),
         config=run.config.model_dump(mode="json"),
         summary=summary,
         log=read_log(folder / "log.jsonl"),
         provenance=_provenance(run),
-        cases=_shown_cases(run, known, picked, rows),
+        cases=_shown_cases(run, known, pick_cases(rows, n_each), rows, references),
     )
-    path = out or folder / "report.html"
+    path = out or folder / ("report.html" if pool is None else f"report-{pool.name}.html")
     write_atomic(path, render_report(data))
     return path
 
 
-def _summary(folder: Path) -> dict[str, Any]:
-    path = folder / "eval" / "summary.json"
+def _shown_pool(run: Run, folder: Path, known: Mapping[str, Case]) -> KnowledgePool:
+    pool = load_pool(run, folder)
+    if strangers := sorted(set(pool.ids) - known.keys()):
+        raise CersError(
+            f"{folder} has {len(strangers)} cases that the run's data do not, e.g. '{strangers[0]}': "
+            "they cannot be shown; report a pool made by `cers pool build --split`"
+        )
+    return pool
+
+
+def _summary(scores: Path, command: str) -> dict[str, Any]:
+    path = scores / "summary.json"
     if not path.is_file():
-        raise CersError(f"{folder} is not evaluated yet; run `cers eval {folder}` first")
+        raise CersError(f"{scores.parent} is not evaluated yet; run `{command}` first")
     try:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise CersError(f"{path} is damaged; run `cers eval {folder}` again") from None
+        raise CersError(f"{path} is damaged; run `{command}` again") from None
     return summary
 
 
@@ -82,11 +98,15 @@ def _provenance(run: Run) -> dict[str, Any]:
 
 
 def _shown_cases(
-    run: Run, known: Mapping[str, Case], picked: Sequence[tuple[str, str]], rows: Sequence[CaseRow]
+    run: Run,
+    known: Mapping[str, Case],
+    picked: Sequence[tuple[str, str]],
+    rows: Sequence[CaseRow],
+    pool: KnowledgePool | None,
 ) -> list[ShownCase]:
     cases = [known[id_] for id_, _ in picked]
     metrics = {row.id: row.metrics for row in declared_rows(rows)}
-    predictions = Predictor(run, cases).predict(compare_without_evidence=True)
+    predictions = Predictor(run, cases, pool=pool).predict(compare_without_evidence=True)
     return [
         _shown_case(run, known, case, heading, prediction, vars(metrics[case.id]))
         for (_, heading), case, prediction in zip(picked, cases, predictions, strict=True)

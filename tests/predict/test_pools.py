@@ -14,6 +14,7 @@ from cers.data.splits import make_split, save_split
 from cers.errors import CersError
 from cers.evaluation import evaluate
 from cers.predict.pools import build_pool, inspect_pool, load_pool, neighbours
+from cers.reporting import report
 from cers.retrieval.pool import KnowledgePool, PoolEntry, PoolShape
 from cers.run import load_run, train
 
@@ -127,6 +128,23 @@ def test_a_pool_may_know_masks_that_training_did_not_use(home: Path, tmp_path: P
     evaluate(home / "cers", pool=tmp_path / "pool")  # beside the scores with its own pool, not over them
     used = {id_ for ids in references(home / "cers" / "eval-pool").values() for id_ in ids}
     assert used & (set(run.split.order) - set(run.split.labelled))
+
+
+def test_an_evaluation_with_another_pool_has_a_report_of_its_own(home: Path, tmp_path: Path, extended: Path) -> None:
+    run = load_run(home / "cers")
+    save_split(run.split.with_labelled(1.0), tmp_path / "all.json")
+    pool = tmp_path / "wide"
+    build_pool(home / "cers", pool, split=tmp_path / "all.json")
+    with pytest.raises(CersError, match=f"not evaluated yet; run `cers eval .* --pool {pool}` first"):
+        report(home / "cers", pool=pool)
+    evaluate(home / "cers", pool=pool)
+    path = report(home / "cers", pool=pool)
+    assert path == home / "cers" / "report-wide.html"
+    added = set(KnowledgePool.load(pool).ids) - set(run.split.labelled)
+    assert any(id_ in path.read_text(encoding="utf-8") for id_ in added)
+    evaluate(home / "cers", pool=extended)
+    with pytest.raises(CersError, match=r"has 20 cases that the run's data do not, e\.g\. 'far_.*cannot be shown"):
+        report(home / "cers", pool=extended)
 
 
 def test_a_pool_never_shows_what_its_run_is_tested_on(home: Path, tmp_path: Path) -> None:

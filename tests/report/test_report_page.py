@@ -201,6 +201,14 @@ def test_empty_masks(case: ShownCase) -> None:
     assert "annotation (empty)" in page.words
 
 
+def test_a_case_that_its_references_answer_says_so(case: ShownCase) -> None:
+    words = "The retrieved cases answer here, not the decoder"
+    alone = np.clip(1 - case.probability, 0, 1).astype(np.float32)
+    branches = {**case.branches, "references": alone}
+    assert words not in page_of(replace(case, branches=branches)).words
+    assert words in page_of(replace(case, branches=branches, probability=alone)).words
+
+
 def test_a_rationale_without_aspects_is_shown_as_it_is(case: ShownCase) -> None:
     page = page_of(replace(case, rationale="I cannot help with this image."))
     assert "I cannot help with this image." in page.words

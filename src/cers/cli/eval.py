@@ -39,7 +39,8 @@ def eval(
     if "retrieval" in summary:
         head, *rows = strategy_rows(summary["retrieval"])
         say_table(head, rows, title="Retrieval, by strategy")
-    say(f"per case: {evaluation_folder(run, part, data, pool, retrieval) / 'cases.csv'}; next: cers report {run}")
+    scores = evaluation_folder(run, part, data, pool, retrieval) / "cases.csv"
+    say(f"per case: {scores}; next: cers report {run}" + ("" if pool is None else f" --pool {pool}"))
 
 
 def _show(summary: dict[str, Any]) -> None:

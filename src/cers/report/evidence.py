@@ -98,6 +98,11 @@ def explain(case: ShownCase) -> list[str]:
     said = []
     if not (case.probability >= 0.5).any():
         said.append("The model outlines no lesion here.")
+    if "references" in case.branches and np.array_equal(case.branches["references"], case.probability):
+        said.append(
+            "The retrieved cases answer here, not the decoder: they are of a class of which training had no mask, and "
+            "they contradict what the decoder outlines."
+        )
     if case.truth is None:
         said.append("Nobody annotated this image, so there is nothing to measure against.")
     elif not case.truth.any():
