@@ -150,6 +150,15 @@ def test_pointing_costs_little_where_it_is_right():
     assert float(pointing_loss(right, masks)) < 0.1 < 1 < float(pointing_loss(right, 1 - masks))
 
 
+def test_half_precision_does_not_reach_the_cosines():
+    features, prior = maps(), MaskPrior(CHANNELS)
+    valid = torch.ones(2, 1, dtype=torch.bool)
+    plain = prior.margins(features, mask_prototypes(features, half_masks())[:, None], valid)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = prior.margins(features, mask_prototypes(features, half_masks())[:, None], valid)
+    assert all(torch.equal(a, b) for a, b in zip(plain, mixed, strict=True))
+
+
 def test_pointing_teaches_the_encoder():
     features, masks, _, _ = squares()
     features = [feature.requires_grad_() for feature in features]

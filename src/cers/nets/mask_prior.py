@@ -23,16 +23,18 @@ def mask_prototypes(
     features: Sequence[Float[Tensor, "B _ _ _"]], masks: Float[Tensor, "B 1 _ _"]
 ) -> Float[Tensor, "B 3 D"]:
     """Mean feature of lesion, background and look-alike, of unit length, at both scales side by side; 0 if absent."""
-    scales = []
-    for feature in features[SCALES]:
-        lesion = F.adaptive_avg_pool2d(masks, (feature.shape[2], feature.shape[3])).flatten(2)
-        places = feature.float().flatten(2).mT
-        means = F.normalize(torch.cat([lesion, 1 - lesion], dim=1) @ places, dim=-1)
-        likeness = means[:, :1] @ F.normalize(places, dim=-1).mT
-        weights = (likeness / LIKENESS).masked_fill(lesion > 0, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
-        look_alike = F.normalize(weights @ places, dim=-1) * lesion.any(dim=2, keepdim=True)
-        scales.append(torch.cat([means, look_alike], dim=1))
-    return torch.cat(scales, dim=-1)
+    with torch.autocast(masks.device.type, enabled=False):  # half a digit of a cosine is much at these temperatures
+        return torch.cat([_prototypes(feature.float(), masks.float()) for feature in features[SCALES]], dim=-1)
+
+
+def _prototypes(feature: Float[Tensor, "B C _ _"], masks: Float[Tensor, "B 1 _ _"]) -> Float[Tensor, "B 3 C"]:
+    lesion = F.adaptive_avg_pool2d(masks, (feature.shape[2], feature.shape[3])).flatten(2)
+    places = feature.flatten(2).mT
+    means = F.normalize(torch.cat([lesion, 1 - lesion], dim=1) @ places, dim=-1)
+    likeness = means[:, :1] @ F.normalize(places, dim=-1).mT
+    weights = (likeness / LIKENESS).masked_fill(lesion > 0, -torch.inf).softmax(dim=-1).nan_to_num(0.0)
+    look_alike = F.normalize(weights @ places, dim=-1) * lesion.any(dim=2, keepdim=True)
+    return torch.cat([means, look_alike], dim=1)
 
 
 class MaskPrior(nn.Module):
@@ -94,7 +96,8 @@ def _margin(
 ) -> Float[Tensor, "B 2 H W"]:
     """Mean and maximum over the valid references of cos(lesion) - max(cos(background), cos(look-alike))."""
     pixels = F.normalize(feature.float().flatten(2), dim=1)
-    cosine = torch.einsum("bknc,bcp->bknp", prototypes, pixels)
+    with torch.autocast(feature.device.type, enabled=False):
+        cosine = torch.einsum("bknc,bcp->bknp", prototypes, pixels)
     margin = cosine[:, :, 0] - cosine[:, :, 1:].amax(dim=2)
     known = (valid & prototypes[:, :, 0].any(dim=-1))[..., None]
     mean = margin.masked_fill(~known, 0.0).sum(dim=1) / known.sum(dim=1).clamp(min=1)
