@@ -8,7 +8,7 @@ from typing import Any
 from cers.data.case import Case
 from cers.data.images import read_image
 from cers.engine.log import read_log
-from cers.errors import CersError
+from cers.errors import CersError, nearest
 from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
 from cers.evaluation import evaluation_folder, truth_of
 from cers.files import write_atomic
@@ -25,15 +25,22 @@ REJECTED_SHOWN = 5
 
 
 def report(
-    folder: Path, overrides: Sequence[str] = (), *, pool: Path | None = None, n_each: int = 3, out: Path | None = None
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    pool: Path | None = None,
+    chosen: Sequence[str] = (),
+    n_each: int = 3,
+    out: Path | None = None,
 ) -> Path:
     """Write `report.html` of an evaluated run: curves, metrics, and best, median and worst cases with their evidence.
 
-    With `pool`, `report-<pool>.html` of its evaluation with that pool. `overrides` say where the run's data are now,
-    e.g. `data.path=…`.
+    The cases `chosen` by id come first. With `pool`, `report-<pool>.html` of its evaluation with that pool.
+    `overrides` say where the run's data are now, e.g. `data.path=…`.
 
     Raises:
-        CersError: the run is not there or not evaluated yet, its data are not there, or they lack cases of `pool`.
+        CersError: the run is not there or not evaluated yet, a chosen case was not scored, its data are not there, or
+            they lack cases of `pool`.
     """
     run = load_run(folder, overrides)
     scores = evaluation_folder(folder, pool=pool)
@@ -47,11 +54,20 @@ def report(
         summary=summary,
         log=read_log(folder / "log.jsonl"),
         provenance=_provenance(run),
-        cases=_shown_cases(run, known, pick_cases(rows, n_each), rows, references),
+        cases=_shown_cases(run, known, _picked(rows, chosen, n_each), rows, references),
     )
     path = out or folder / ("report.html" if pool is None else f"report-{pool.name}.html")
     write_atomic(path, render_report(data))
     return path
+
+
+def _picked(rows: Sequence[CaseRow], chosen: Sequence[str], n_each: int) -> list[tuple[str, str]]:
+    scored = {row.id for row in rows}
+    for id_ in chosen:
+        if id_ not in scored:
+            raise CersError(f"'{id_}' is none of the {len(scored)} scored cases; {nearest(id_, scored)}")
+    found = dict.fromkeys(chosen, "chosen")
+    return list((found | {id_: why for id_, why in pick_cases(rows, n_each) if id_ not in found}).items())
 
 
 def _shown_pool(run: Run, folder: Path, known: Mapping[str, Case]) -> KnowledgePool:
