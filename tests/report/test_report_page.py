@@ -91,7 +91,7 @@ def test_each_case_shows_its_evidence(html: str) -> None:
     assert len(page.all("article")) == 9
     # image, prediction, branches, evidence; then twice the query with five others
     assert len(page.all("img")) == 9 * (4 + 6 + 6)
-    assert page.words.count("similar images that the CoT step rejected") == 9
+    assert page.words.count("similar images that the text step rejected") == 9
     assert "The evidence added" in page.words
     assert "retrieved cases are 0.60 to 0.80 similar to the query and the rejected candidates 0.30" in page.words
 

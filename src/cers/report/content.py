@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ShownReference:
-    """A case of the pool: one that was used, or a coarse candidate that the CoT step rejected.
+    """A case of the pool: one that was used, or a coarse candidate that the text step rejected.
 
     `image` (H,W) or (H,W,3) uint8 and `mask` (H,W) bool or None. Similarities are cosines, NaN where a side has no
     such embedding; `attention` is its share of the cross attention. `rationale` is the raw text of the four aspects.
