@@ -112,7 +112,7 @@ def explain(case: ShownCase) -> list[str]:
     kept, rejected = _span(case.references), _span(case.rejected)
     if kept and rejected:
         said.append(
-            f"By their words, the retrieved cases are {kept} similar to the query and the rejected candidates {rejected}."
+            f"By text, the retrieved cases are {kept} similar to the query and the rejected candidates {rejected}."
         )
     return said
 
