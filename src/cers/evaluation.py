@@ -40,11 +40,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run on its test (or `val`) part, or on every annotated case of another dataset `data`.
 
-    Writes into `out` (default `eval/` of the run, `eval-<name>/` for other data or another pool): `cases.csv`,
-    `summary.json`, the predicted masks as `masks/<id>.png` at the size of their images, and `evidence.jsonl` with
-    every case's references. `retrieval` chooses references by another strategy than the run was trained with, e.g.
-    `random` or `none`: what the trained network makes of them. `overrides` say where the data are now, e.g.
-    `data.path=…`. Returns the summary: metrics by branch, and under "retrieval" the quality of every strategy.
+    Writes into `out` (default: `evaluation_folder`): `cases.csv`, `summary.json`, the predicted masks as
+    `masks/<id>.png` at the size of their images, and `evidence.jsonl` with every case's references. `retrieval` chooses
+    references by another strategy than the run was trained with, e.g. `random` or `none`: what the trained network
+    makes of them. `overrides` say where the data are now, e.g. `data.path=…`. Returns the summary: metrics by branch,
+    and under "retrieval" the quality of every strategy.
 
     Raises:
         CersError: no trained run, no such part or dataset, or `pool` was built with another encoder.
@@ -73,9 +73,11 @@ def evaluation_folder(
     pool: Path | None = None,
     retrieval: str | None = None,
 ) -> Path:
-    """Where `evaluate` writes: `eval` in the run, and where given `-val` or the names of data, pool and strategy."""
+    """Where `evaluate` writes: `eval` in the run, where given with `-val` or the names of data, pool and strategy."""
     where = [data.stem] if data is not None else [part] if part != "test" else []
-    return folder / "-".join(["eval", *where, *([pool.name] if pool else []), *([retrieval] if retrieval else [])])
+    return folder / "-".join(
+        ["eval", *where, *([f"pool-{pool.name}"] if pool else []), *([retrieval] if retrieval else [])]
+    )
 
 
 def retrieval_table(predictor: Predictor, cases: Sequence[Case], run: Run) -> dict[str, Any]:

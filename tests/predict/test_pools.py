@@ -126,7 +126,7 @@ def test_a_pool_may_know_masks_that_training_did_not_use(home: Path, tmp_path: P
     pool = build_pool(home / "cers", tmp_path / "pool", split=tmp_path / "all.json")
     assert set(pool.ids) == set(run.split.order) > set(run.split.labelled)
     evaluate(home / "cers", pool=tmp_path / "pool")  # beside the scores with its own pool, not over them
-    used = {id_ for ids in references(home / "cers" / "eval-pool").values() for id_ in ids}
+    used = {id_ for ids in references(home / "cers" / "eval-pool-pool").values() for id_ in ids}
     assert used & (set(run.split.order) - set(run.split.labelled))
 
 

@@ -97,9 +97,9 @@ def read_cases_csv(path: Path) -> list[CaseRow]:
                 raise ValueError("other columns")
             return [_parse(line) for line in reader]
     except FileNotFoundError:
-        raise CersError(f"no per-case table at {path}; make it with 'cers evaluate'") from None
+        raise CersError(f"no per-case table at {path}; run `cers eval`") from None
     except (ValueError, TypeError, OSError, csv.Error) as error:
-        raise CersError(f"{path} is not a per-case table ({error}); make it again with 'cers evaluate'") from None
+        raise CersError(f"{path} is not a per-case table ({error}); run `cers eval` again") from None
 
 
 def declared_rows(rows: Iterable[CaseRow]) -> list[CaseRow]:
