@@ -29,7 +29,9 @@ def make_run(folder: Path, noise: float, seed: int, *, cases: int = N, shift: in
         mask = np.zeros((24, 24), dtype=bool)
         mask[4 + i % 5 : 14 + shift, 6:18] = True
         found = (mask ^ (rng.random(mask.shape) < noise * (1 + i % 3))).astype(np.float32)
-        case = Case(f"c{i}", Path(f"c{i}.png"), group=f"p{i // 2}" if grouped else None)
+        case = Case(
+            f"c{i}", Path(f"c{i}.png"), group=f"p{i // 2}" if grouped else None, label="even" if i % 4 < 2 else "odd"
+        )
         branches = {"retrieval": found, "base": np.zeros_like(found)}
         scored.append((case, CasePrediction(case.id, found, branches), mask))
     write_cases_csv(build_rows(scored), folder / "eval" / "cases.csv")
@@ -206,6 +208,17 @@ def test_evaluations_of_one_run_are_compared_as_methods_are(tmp_path):
     assert table.rows[1].costs == table.rows[0].costs
     same = compare({"own": own, "again": [folder / "eval" for folder in own]}, "own").rows[1].dice
     assert same.difference == 0
+
+
+def test_one_class_is_compared_alone(runs):
+    line = compare(runs, "weak", "odd").rows[1].dice
+    assert (line.n, line.groups) == (N // 2, N // 4)
+    rows = read_cases_csv(runs["alike"][0] / "eval" / "cases.csv")
+    odd = [row.metrics.dice for row in rows if row.branch == "declared" and row.label == "odd"]
+    alike = next(row for row in compare(runs, "weak", "odd").rows if row.method == "alike")
+    assert alike.dice.mean == pytest.approx(np.mean(odd))
+    with pytest.raises(CersError, match="scored no case of class 'ood'; did you mean 'odd'"):
+        compare(runs, "weak", "ood")
 
 
 def test_two_runs_of_one_seed_are_refused(tmp_path):

@@ -30,6 +30,7 @@ def compare(
         typer.Argument(help="run folders, or evaluations in them, or name=folder; folders of one name are its seeds"),
     ],
     reference: Annotated[str | None, typer.Option(help="method to compare with; the first one if not given")] = None,
+    label: Annotated[str | None, typer.Option(help="compare on the test cases of this class alone")] = None,
     form: Annotated[Format, typer.Option("--format", help="how the table is written")] = Format.TABLE,
 ) -> None:
     """Compare evaluated runs: mean over seeds, intervals, paired permutation test against a reference, and costs."""
@@ -37,7 +38,7 @@ def compare(
     from cers.evaluate.compare import compare as compare_runs
 
     methods = group_runs(runs)
-    table = compare_runs(methods, reference or next(iter(methods)))
+    table = compare_runs(methods, reference or next(iter(methods)), label)
     if form is Format.TABLE:
         show_comparison(table)
     elif form is Format.HTML:

@@ -101,22 +101,24 @@ class ComparisonTable:
         return sum(not np.isnan(row.dice.p) for row in self.rows)
 
 
-def compare(runs: Mapping[str, Sequence[Path]], reference: str) -> ComparisonTable:
+def compare(runs: Mapping[str, Sequence[Path]], reference: str, label: str | None = None) -> ComparisonTable:
     """Compare methods, each given as the run folders of its seeds, with the method named `reference`.
 
     Reads `eval/cases.csv`, and `split.json`, `config.yaml` and `run.json` where they are, of each folder. The declared
-    branch is compared.
+    branch is compared, with `label` on the cases of that class alone.
 
     Raises:
-        CersError: the reference is unknown, a folder holds no table or is named twice within a method, or two runs
-            differ in their cases, the cases' masks or groups, or their split.
+        CersError: the reference is unknown, no case is of the class, a folder holds no table or is named twice within a
+            method, or two runs differ in their cases, the cases' masks or groups, or their split.
     """
     if reference not in runs:
         raise CersError(f"no method '{reference}' to compare with; {nearest(reference, runs)}")
-    return compare_sections({"": runs}, reference)
+    return compare_sections({"": runs}, reference, label)
 
 
-def compare_sections(sections: Mapping[str, Mapping[str, Sequence[Path]]], reference: str) -> ComparisonTable:
+def compare_sections(
+    sections: Mapping[str, Mapping[str, Sequence[Path]]], reference: str, label: str | None = None
+) -> ComparisonTable:
     """As `compare`, in sections such as labelled shares, each with the reference of its own; one family for Holm.
 
     A section whose reference is not there yet has no differences. All runs of all sections must have been scored on
@@ -126,7 +128,7 @@ def compare_sections(sections: Mapping[str, Mapping[str, Sequence[Path]]], refer
         CersError: as `compare`.
     """
     loaded = {
-        section: {name: _load(name, runs[name]) for name in sorted(runs, key=lambda name: name != reference)}
+        section: {name: _load(name, runs[name], label) for name in sorted(runs, key=lambda name: name != reference)}
         for section, runs in sections.items()
     }
     everything = [run for runs in loaded.values() for run in chain.from_iterable(runs.values())]
@@ -216,7 +218,7 @@ def _share(run: ScoredRun) -> float | None:
     return len(run.split.labelled) / max(1, len(run.split.labelled) + len(run.split.unlabelled))
 
 
-def _load(name: str, folders: Sequence[Path]) -> list[ScoredRun]:
+def _load(name: str, folders: Sequence[Path], label: str | None) -> list[ScoredRun]:
     if not folders:
         raise CersError(f"method '{name}' has no run folder; give at least one")
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -225,4 +227,4 @@ def _load(name: str, folders: Sequence[Path]) -> list[ScoredRun]:
     seeds = [run.seed for run in runs if run.seed is not None]
     if len(set(seeds)) < len(seeds):
         raise CersError(f"two runs of '{name}' have the same seed; give each seed once, or name them apart")
-    return runs
+    return runs if label is None else [run.of_class(label) for run in runs]

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
 
 from cers.config import RunConfig, load_config
 from cers.data.splits import Split, read_split
-from cers.errors import CersError
+from cers.errors import CersError, nearest
 from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
 
 AGAIN = "run `cers eval` on the same split for both"
@@ -66,6 +66,18 @@ class ScoredRun:
     def reads_text(self) -> bool:
         """Whether its predictions depend on a text; False where it did not say."""
         return bool(self.facts.get("reads_text"))
+
+    def of_class(self, label: str) -> Self:
+        """The same run, scored on the cases of one class alone.
+
+        Raises:
+            CersError: there is none.
+        """
+        rows = {id_: row for id_, row in self.rows.items() if row.label == label}
+        if not rows:
+            classes = {row.label for row in self.rows.values() if row.label}
+            raise CersError(f"{self.folder} scored no case of class '{label}'; {nearest(label, classes)}")
+        return replace(self, rows=rows)
 
 
 def run_folder(folder: Path) -> Path:
