@@ -16,9 +16,9 @@ from cers.losses import dice_ce, sharpened_consistency
 from cers.methods.base import Evidence, Progress, Setup
 from cers.methods.cers import CERS
 from cers.methods.evidence import Retriever, Strategy
+from cers.methods.outline import outline
 from cers.methods.registry import create_method, method_settings
 from cers.nets.encoder import PyramidEncoder
-from cers.nets.mask_prior import contradicted
 from cers.schedules import sigmoid_ramp
 
 
@@ -477,13 +477,8 @@ def test_references_alone_are_a_branch_that_only_the_pool_decides():
     assert "references" not in filled({}).predict(query()).branches
 
 
-@pytest.mark.parametrize("silent", [True, False])
-def test_references_answer_for_a_new_class_where_they_contradict_the_decoder(silent):
+def test_references_answer_for_a_new_class_and_no_other():
     method = filled({"reference_masks": True, "retrieval": "random", "k": 1})
-    logit = method.retrieval_decoder.head.logit
-    with torch.no_grad():
-        logit.weight.zero_()
-        logit.bias.fill_(-50.0 if silent else 50.0)
     before = method.predict(query())
     assert torch.equal(before.probability, before.branches["retrieval"])
     new = int(before.evidence.index[0, 0])
@@ -491,14 +486,21 @@ def test_references_answer_for_a_new_class_where_they_contradict_the_decoder(sil
         e._replace(label="new") if row == new else e for row, e in enumerate(method.pool.entries)
     )
     after = method.predict(query())
-    alone = after.branches["references"]
-    assert (alone > 0.5).flatten(1).any(dim=1).all()
+    coarse, alone = before.branches["references"], after.branches["references"]
     asked = after.evidence.index[:, 0] == new
     assert 0 < asked.sum() < len(asked)
-    answered = (after.probability == alone).flatten(1).all(dim=1)
-    assert torch.equal(answered, asked & contradicted(before.probability, alone.logit()))
-    assert answered.any() or not silent
-    assert torch.equal(after.probability[~answered], before.probability[~answered])
+    assert torch.equal(after.probability[asked], alone[asked])
+    assert torch.equal(alone[asked], outline(query().images[asked], coarse[asked].logit()))
+    assert torch.equal(alone[~asked], coarse[~asked])
+    assert torch.equal(after.probability[~asked], before.probability[~asked])
+
+
+def test_references_that_mark_nothing_leave_the_answer_to_the_decoder():
+    method = filled({"reference_masks": True, "retrieval": "random", "k": 1})
+    method.pool.entries = tuple(e._replace(label="new") for e in method.pool.entries)
+    method.pool.prototypes.zero_()
+    after = method.predict(query())
+    assert torch.equal(after.probability, after.branches["retrieval"])
 
 
 def test_prototypes_of_the_pool_follow_the_masks_of_the_step():

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from cers.losses import pointing_loss
-from cers.nets.mask_prior import TEMPERATURE, MaskPrior, contradicted, mask_prototypes, pointed
+from cers.nets.mask_prior import TEMPERATURE, MaskPrior, mask_prototypes, pointed
 
 CHANNELS = (3, 4, 5, 6, 7)  # strides 2 to 32; those at 8 and 16 count
 
@@ -132,20 +132,6 @@ def test_references_alone_find_the_lesion():
     assert logits.shape == masks.shape
     found = logits > 0
     assert float(2 * (found * masks).sum() / (found.sum() + masks.sum())) > 0.85
-
-
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [(slice(0, 4), False), (slice(2, 6), False), (slice(3, 8), True), (slice(4, 8), True), (slice(0, 0), True)],
-    ids=["what they mark", "half of it", "a fifth of it", "none of it", "nothing"],
-)
-def test_references_contradict_what_they_would_not_mark(rows, expected):
-    logits = torch.zeros(1, 1, 8, 8)
-    logits[:, :, :4] = 2.0
-    probability = torch.zeros(1, 1, 8, 8)
-    probability[:, :, rows] = 0.9
-    assert contradicted(probability, logits).tolist() == [expected]
-    assert contradicted(probability, -torch.ones(1, 1, 8, 8)).tolist() == [False]  # they would mark nothing
 
 
 def test_pointing_costs_little_where_it_is_right():

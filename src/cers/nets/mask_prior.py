@@ -77,20 +77,6 @@ def pointed(margins: Sequence[Float[Tensor, "B 2 _ _"]], size: Size) -> Float[Te
     return torch.stack([upsample(margin[:, :1], size) for margin in margins]).mean(dim=0)
 
 
-def contradicted(probability: Float[Tensor, "B 1 H W"], pointed: Float[Tensor, "B 1 H W"]) -> Bool[Tensor, " B"]:
-    """Whether references find what was marked less than half as much like a lesion as what they would mark themselves.
-
-    An image where nothing is marked contradicts those that would mark something.
-    """
-    theirs, marked = pointed > 0, probability > 0.5
-    return theirs.any(dim=(1, 2, 3)) & (_mean_within(pointed, marked) < _mean_within(pointed, theirs) / 2)
-
-
-def _mean_within(values: Float[Tensor, "B 1 H W"], places: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, " B"]:
-    """Mean over some places of each image; 0 where there are none."""
-    return (values * places).sum(dim=(1, 2, 3)) / places.sum(dim=(1, 2, 3)).clamp(min=1)
-
-
 def _margin(
     feature: Float[Tensor, "B C H W"], prototypes: Float[Tensor, "B k 3 C"], valid: Bool[Tensor, "B k"]
 ) -> Float[Tensor, "B 2 H W"]:
