@@ -1,4 +1,5 @@
 import string
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,32 @@ def test_settings_of_the_preset_go_with_its_method(name: str) -> None:
     assert ("pool_momentum" in kept) == (name == "cers")
 
 
+@pytest.mark.parametrize("preset", preset_names())
+def test_what_a_preset_holds_by_method_is_of_that_method(preset: str) -> None:
+    text = (resources.files("cers.presets") / f"{preset}.yaml").read_text(encoding="utf-8")
+    for name, own in (yaml.safe_load(text).get("by_method") or {}).items():
+        assert name in METHODS
+        config = load_config(preset, [f"method.name={name}"])
+        method_settings(name, config.method.settings)
+        assert {key: config.flat()[key] for key in own} == own
+
+
+def test_settings_by_method_come_after_the_file_and_before_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "method: {name: bcp, settings: {decay: 0.5}}\noptim: {lr: 1.0}\n"
+        "by_method: {bcp: {method.settings.decay: 0.6, optim.lr: 2.0}, cps: {optim.lr: 3.0}}\n",
+        encoding="utf-8",
+    )
+    assert load_config(path).method.settings == {"decay": 0.6}
+    assert load_config(path, ["method.settings.decay=0.7"]).method.settings == {"decay": 0.7}
+    assert load_config(path).optim.lr == 2
+    assert load_config(path, ["optim.lr=4", 'method.name="cps"']).optim.lr == 4
+    assert load_config(path, ['method.name="cps"']).optim.lr == 3
+    assert load_config(path, ["method.name=ucmt"]).optim.lr == 1
+    assert "by_method" not in dump_config(load_config(path))
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -129,6 +156,10 @@ def test_no_unknown_key_passes(section: str, key: str) -> None:
         (b"just words", "found str"),
         (b"data: 5", "data: Input should be a valid dictionary"),
         (b"1: 2", "1: Keys should be strings"),
+        (b"by_method: 5", "by_method: expected settings by method"),
+        (b"by_method: {cers: 5}", "by_method: expected settings by method"),
+        (b"by_method: {cers: {optim.lrr: 5}}", "unknown setting 'optim.lrr'; did you mean 'lr'?"),
+        (b"method: 5\nby_method: {cers: {optim.lr: 5}}", "method: Input should be a valid dictionary"),
         (b"method:\n  name: cers\n  setings: {}\n", "unknown setting 'method.setings'; did you mean 'settings'?"),
     ],
 )

@@ -1,5 +1,6 @@
 """One run's settings: pydantic models, YAML presets, `a.b=c` overrides."""
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -164,14 +165,18 @@ def preset_names() -> list[str]:
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration of a preset name or YAML file, with `section.key=value` overrides applied in order.
 
-    Another `method.name` takes none of the method settings in the file: they are those of the method named there.
+    Another `method.name` takes none of the method settings in the file: they are those of the method named there. What
+    a file holds for several methods stands under `by_method`, e.g. `{bcp: {optim.lr: 5.0e-4}}`, and comes before the
+    overrides.
 
     Raises:
         CersError: unknown preset, unreadable file, unknown key or a value of the wrong type.
     """
-    values = {} if source is None else _read_yaml(source)
-    _apply_all(values, overrides)
-    return parse_config(values, where=str(source or "defaults"))
+    values, where = {} if source is None else _read_yaml(source), str(source or "defaults")
+    by_method = values.pop("by_method", None) or {}
+    _apply_all(values, [o for o in overrides if _names_method(o)])
+    _apply_all(values, [*_own_overrides(values, by_method, where), *(o for o in overrides if not _names_method(o))])
+    return parse_config(values, where)
 
 
 def parse_config(values: Mapping[str, Any], where: str = "configuration") -> RunConfig:
@@ -211,8 +216,22 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     return values or {}
 
 
+def _names_method(override: str) -> bool:
+    return override.startswith("method.name=")
+
+
+def _own_overrides(values: Mapping[str, Any], by_method: Any, where: str) -> list[str]:
+    """What `by_method` holds for the method of `values`, as overrides."""
+    method = values.get("method")
+    name = method.get("name", MethodConfig().name) if isinstance(method, dict) else MethodConfig().name
+    own = by_method.get(name, {}) if isinstance(by_method, dict) else None
+    if not isinstance(own, dict):
+        raise CersError(f"{where}: by_method: expected settings by method, e.g. bcp: {{optim.lr: 5.0e-4}}")
+    return [f"{key}={json.dumps(value)}" for key, value in own.items()]
+
+
 def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    for override in sorted(overrides, key=lambda o: not o.startswith("method.name=")):
+    for override in sorted(overrides, key=lambda o: not _names_method(o)):
         _apply(values, override)
 
 

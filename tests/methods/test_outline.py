@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cers.methods.outline import outline
+from cers.methods.outline import contradicted, outline
 
 SIZE = 64
 
@@ -66,3 +66,16 @@ def test_images_do_not_depend_on_each_other():
     images, coarse = torch.cat([scan(lesion[None]) for lesion in lesions]), pointing(lesions)
     assert torch.equal(outline(images, coarse)[1:], outline(images[1:], coarse[1:]))
     assert outline(images[:0], coarse[:0]).shape == (0, 1, SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(slice(0, 4), False), (slice(2, 6), False), (slice(3, 8), True), (slice(4, 8), True), (slice(0, 0), True)],
+    ids=["the same", "a third in common", "an eighth in common", "another place", "nothing"],
+)
+def test_references_contradict_what_is_outlined_elsewhere(rows, expected):
+    theirs, probability = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
+    theirs[:, :, :4] = 0.8
+    probability[:, :, rows] = 0.9
+    assert contradicted(probability, theirs).tolist() == [expected]
+    assert contradicted(probability, torch.zeros_like(theirs)).tolist() == [False]  # they outline nothing

@@ -25,7 +25,7 @@ from cers.losses import dice_ce, pointing_loss, sharpened_consistency
 from cers.methods.alignment import Alignment
 from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, Setup, Stage, StepResult
 from cers.methods.evidence import Retriever, Strategy
-from cers.methods.outline import outline
+from cers.methods.outline import contradicted, outline
 from cers.methods.strong_views import Lesson
 from cers.nets.decoders import ResidualUNetDecoder
 from cers.nets.mask_prior import SCALES, MaskPrior, mask_prototypes, pointed
@@ -161,9 +161,9 @@ class CERS(Method):
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
         """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
 
-        Branch `references` is there with `reference_masks`. It is the answer, outlined along the image, where most
-        references are of a class of which training had no mask, in a pool that was extended since, and they mark
-        something.
+        Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
+        no mask, in a pool that was extended since, it is outlined along the image, and the answer if it contradicts the
+        declared branch.
         """
         features = self.encoder(batch.images)
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
@@ -171,11 +171,11 @@ class CERS(Method):
         branches = {"retrieval": decoded.retrieval.float().sigmoid(), "base": decoded.base.float().sigmoid()}
         probability = branches[self.settings.output]
         if evidence is not None and decoded.margins is not None:
-            alone = pointed(decoded.margins, batch.size)
-            answers = self._asks_for_new_knowledge(evidence) & (alone > 0).flatten(1).any(dim=1)
-            branches["references"] = alone.sigmoid()
-            branches["references"][answers] = outline(batch.images[answers], alone[answers])
-            probability = torch.where(answers[:, None, None, None], branches["references"], probability)
+            said, asked = pointed(decoded.margins, batch.size), self._asks_for_new_knowledge(evidence)
+            branches["references"] = theirs = said.sigmoid()
+            theirs[asked] = outline(batch.images[asked], said[asked])
+            doubted = asked & contradicted(probability, theirs)
+            probability = torch.where(doubted[:, None, None, None], theirs, probability)
         if evidence is not None:
             evidence = evidence.with_attention(decoded.attention)
         return Prediction(probability, branches, evidence)

@@ -5,13 +5,14 @@ walker that avoids edges reaches first.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from skimage.segmentation import random_walker
 from torch import Tensor
 
 SURE_LESION = 0.7  # from this share of an image's highest logit on
 SURE_BACKGROUND = -0.5  # up to this logit
 LESION, BACKGROUND = 1, 2  # seeds; 0 is undecided
+AGREEMENT = 0.2  # IoU from which two outlines are of the same place
 
 
 def outline(images: Float[Tensor, "B C H W"], pointed: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 1 H W"]:
@@ -34,3 +35,10 @@ def _walked(image: Float[Tensor, "H W"], seeds: Int[Tensor, "H W"]) -> Float[Ten
     """Probability that a walker from each pixel reaches a seed of the lesion first."""
     numbers = image.double().cpu().numpy(), seeds.cpu().numpy()
     return torch.from_numpy(random_walker(*numbers, mode="bf", return_full_prob=True)[LESION - 1])
+
+
+def contradicted(probability: Float[Tensor, "B 1 H W"], theirs: Float[Tensor, "B 1 H W"]) -> Bool[Tensor, " B"]:
+    """Whether references outline something (`theirs` above 0.5), and in another place than `probability` does."""
+    outlined, marked = (theirs > 0.5).flatten(1), (probability > 0.5).flatten(1)
+    common, either = (outlined & marked).sum(dim=1), (outlined | marked).sum(dim=1)
+    return outlined.any(dim=1) & (common < AGREEMENT * either)

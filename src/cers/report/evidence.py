@@ -100,8 +100,8 @@ def explain(case: ShownCase) -> list[str]:
         said.append("The model outlines no lesion here.")
     if "references" in case.branches and np.array_equal(case.branches["references"], case.probability):
         said.append(
-            "The retrieved cases answer here, not the decoder: most are of a class of which training had no mask. "
-            "Where they point, the outline follows the edges of the image."
+            "The retrieved cases answer here, not the decoder: most are of a class of which training had no mask, and "
+            "they point to another place. From there the outline follows the edges of the image."
         )
     if case.truth is None:
         said.append("Nobody annotated this image, so there is nothing to measure against.")
