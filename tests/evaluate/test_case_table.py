@@ -1,4 +1,5 @@
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from cers.evaluate.table import (
 from cers.predict.prediction import CasePrediction
 
 SHAPE = (40, 50)
-COLUMNS = "id,branch,label,group,size,dice,iou,nsd,hd95,assd,predicted_area,true_area"
+COLUMNS = "id,branch,label,group,size,dice,iou,nsd,hd95,assd,border_dice,false_lesions,predicted_area,true_area"
 
 
 def mask_of(pixels: int) -> np.ndarray:
@@ -52,7 +53,7 @@ all_rows = st.lists(
         label=st.none() | texts,
         group=st.none() | texts,
         size=st.sampled_from(SIZES),
-        metrics=st.builds(Metrics, *[finite] * 7),
+        metrics=st.builds(Metrics, *[finite] * len(fields(Metrics))),
     ),
     max_size=5,
 )

@@ -9,7 +9,9 @@ from cers.report.select import pick_cases
 
 
 def row(name: str, dice: float, lesion: bool = True, branch: str = "declared") -> CaseRow:
-    return CaseRow(name, branch, None, None, "small", Metrics(dice, dice, dice, 0.0, 0.0, 1.0, float(lesion)))
+    return CaseRow(
+        name, branch, None, None, "small", Metrics(dice, dice, dice, 0.0, 0.0, dice, 0.0, 1.0, float(lesion))
+    )
 
 
 def rows_of(*dices: float) -> list[CaseRow]:

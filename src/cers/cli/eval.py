@@ -24,7 +24,7 @@ def eval(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Evaluate a run: Dice, IoU, HD95, ASSD and NSD per case, with intervals, and the quality of its retrieval."""
+    """Evaluate a run: overlap, borders and false lesions per case, with intervals; the quality of its retrieval."""
     from cers.evaluate.retrieval import strategy_rows
     from cers.evaluation import evaluate, evaluation_folder
 
@@ -52,10 +52,10 @@ def _show(summary: dict[str, Any]) -> None:
             metrics = part["metrics"]
             dice = metrics["dice"]
             interval = "–" if dice["low"] is None else f"{dice['low']:.4f} to {dice['high']:.4f}"
-            others = [metrics[m]["mean"] for m in ("iou", "hd95", "assd", "nsd")]
+            others = [metrics[m]["mean"] for m in ("iou", "hd95", "nsd", "border_dice", "false_lesions")]
             missed = part["missed"]
             rows.append(
                 [branch, name, part["n"], dice["mean"], interval, *others, f"{missed['count']} of {missed['of']}"]
             )
-    head = ["branch", "cases", "N", "Dice", "95 % interval", "IoU", "HD95", "ASSD", "NSD", "missed"]
-    say_table(head, rows, title="Scores (distances in pixels of the original image)")
+    head = ["branch", "cases", "N", "Dice", "95 % interval", "IoU", "HD95", "NSD", "border Dice", "false", "missed"]
+    say_table(head, rows, title="Scores (px of the original image; false: outlined regions that touch no lesion)")

@@ -16,7 +16,7 @@ Rows = list[list[str]]
 
 def score_rows(table: ComparisonTable) -> Rows:
     """Head and a row per method: overlap with its intervals, and distances."""
-    head = [*_names(table), "seeds", "N", "Dice ↑", "95 %", "IoU ↑", "95 %", "HD95 ↓", "NSD ↑"]
+    head = [*_names(table), "seeds", "N", "Dice ↑", "95 %", "IoU ↑", "95 %", "HD95 ↓", "NSD ↑", "false ↓"]
     return [head, *(_scores(row, _titled(table)) for row in table.rows)]
 
 
@@ -56,7 +56,8 @@ def full_rows(table: ComparisonTable) -> Rows:
 def legend(table: ComparisonTable) -> list[str]:
     """What the columns mean and what the intervals cover, then the table's own notes."""
     lines = [
-        "Dice, IoU, HD95 (px) and NSD (2 px): mean over N test cases and over seeds, ± standard deviation of seeds. "
+        "Dice, IoU, HD95 (px), NSD (2 px) and false lesions, outlined regions that touch none: mean over N test cases "
+        "and over seeds, ± standard deviation of seeds. "
         "95 %: bootstrap over cases, or groups where known, for these trained networks.",
     ]
     if table.comparisons:
@@ -119,7 +120,9 @@ def _scores(row: Row, titled: bool) -> list[str]:
     n = f"{dice.n}" if dice.n == dice.groups else f"{dice.n} ({dice.groups} groups)"
     cells = [*_title(row, titled), str(dice.seeds), n]
     cells += [_mean(dice), interval(dice.low, dice.high), _mean(iou), interval(iou.low, iou.high)]
-    return [*cells, _mean(row.by_metric["hd95"], 1), _mean(row.by_metric["nsd"])]
+    return cells + [
+        _mean(row.by_metric[name], digits) for name, digits in (("hd95", 1), ("nsd", 3), ("false_lesions", 2))
+    ]
 
 
 def _differences(row: Row, titled: bool) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, distance_transform_edt, label
 from scipy.spatial import KDTree
 
 from cers.errors import CersError
@@ -17,21 +17,24 @@ from cers.errors import CersError
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric's name, how it is written for readers, and its ends. `worst` None is the diagonal of the image."""
+    """A metric's name, how it is written for readers, and its ends. `worst` None differs from image to image."""
 
     name: str
     title: str
     best: float
     worst: float | None
     higher_is_better: bool
+    digits: int = 3
 
 
 METRICS = (
     Metric("dice", "Dice", best=1.0, worst=0.0, higher_is_better=True),
     Metric("iou", "IoU", best=1.0, worst=0.0, higher_is_better=True),
     Metric("nsd", "NSD", best=1.0, worst=0.0, higher_is_better=True),
-    Metric("hd95", "HD95", best=0.0, worst=None, higher_is_better=False),
-    Metric("assd", "ASSD", best=0.0, worst=None, higher_is_better=False),
+    Metric("hd95", "HD95", best=0.0, worst=None, higher_is_better=False, digits=1),
+    Metric("assd", "ASSD", best=0.0, worst=None, higher_is_better=False, digits=1),
+    Metric("border_dice", "Border Dice", best=1.0, worst=0.0, higher_is_better=True),
+    Metric("false_lesions", "False lesions", best=0.0, worst=None, higher_is_better=False, digits=2),
 )
 
 
@@ -41,7 +44,9 @@ class Metrics:
 
     `dice` and `iou` compare areas. `nsd`, normalised surface distance (Nikolov et al. 2021), is the share of both
     outlines that lies within the tolerance of the other. `hd95` is the larger of the two directed 95th percentiles
-    of the distance between outlines, `assd` the mean of the distance over all points of both.
+    of the distance between outlines, `assd` the mean of the distance over all points of both. `border_dice` is the
+    Dice of the pixels within 3 of the true outline. `false_lesions` counts the connected regions that touch no true
+    lesion: a look-alike that was taken for one.
     """
 
     dice: float
@@ -49,6 +54,8 @@ class Metrics:
     nsd: float
     hd95: float
     assd: float
+    border_dice: float
+    false_lesions: float
     predicted_area: float
     true_area: float
 
@@ -73,7 +80,17 @@ def score(
     dice, iou = overlap(predicted, mask)
     nsd, hd95, assd = surface_scores(predicted, mask, spacing, tolerance)
     pixel = spacing[0] * spacing[1]
-    return Metrics(dice, iou, nsd, hd95, assd, float(predicted.sum() * pixel), float(mask.sum() * pixel))
+    return Metrics(
+        dice,
+        iou,
+        nsd,
+        hd95,
+        assd,
+        border_dice(predicted, mask, spacing),
+        float(false_lesions(predicted, mask)),
+        predicted_area=float(predicted.sum() * pixel),
+        true_area=float(mask.sum() * pixel),
+    )
 
 
 def overlap(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> tuple[float, float]:
@@ -100,14 +117,43 @@ def surface_scores(
     return float((both <= tolerance).mean()), float(hd95), float(both.mean())
 
 
+def border_dice(
+    predicted: NDArray[np.bool_], mask: NDArray[np.bool_], spacing: tuple[float, float], width: float = 3.0
+) -> float:
+    """Dice of two masks (H,W) over the pixels within `width` of the outline of `mask`; all pixels if it is empty."""
+    if not mask.any():
+        return overlap(predicted, mask)[0]
+    reach = [math.ceil(width / side) for side in spacing]
+    near = tuple(
+        slice(max(0, int(places.min()) - margin), int(places.max()) + margin + 1)
+        for places, margin in zip(np.nonzero(mask), reach, strict=True)
+    )
+    predicted, mask = predicted[near], mask[near]
+    band = distance_transform_edt(~_border(mask), sampling=spacing) <= width
+    return overlap(predicted & band, mask & band)[0]
+
+
+def false_lesions(predicted: NDArray[np.bool_], mask: NDArray[np.bool_]) -> int:
+    """Number of connected regions of `predicted` (H,W), corners included, that share no pixel with `mask`."""
+    regions, n = label(predicted, structure=np.ones((3, 3)))
+    touching = np.unique(regions[mask & predicted])
+    return int(n - len(touching))
+
+
 def diagonal(shape: tuple[int, ...], spacing: tuple[float, float] = (1.0, 1.0)) -> float:
     """Length of the diagonal of an image of `shape` (H,W): no distance between two of its pixels is longer."""
     return math.hypot(shape[0] * spacing[0], shape[1] * spacing[1])
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """(N,2) pixels of the mask with one of four neighbours outside it; beyond the image counts as outside."""
-    return np.argwhere(mask & ~binary_erosion(mask))
+    """(N,2) places of the border."""
+    return np.argwhere(_border(mask))
+
+
+def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of the mask with one of four neighbours outside it; beyond the image counts as outside."""
+    border: NDArray[np.bool_] = mask & ~binary_erosion(mask)
+    return border
 
 
 def _check(probability: NDArray[np.floating], mask: NDArray[np.bool_]) -> None:

@@ -75,7 +75,7 @@ def _tables(branches: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[st
 
 
 def _row(name: str, part: Mapping[str, Any]) -> SummaryRow:
-    cells = {m.title: _cell(part["metrics"][m.name], 1 if m.worst is None else 3) for m in METRICS}
+    cells = {m.title: _cell(part["metrics"][m.name], m.digits) for m in METRICS}
     return SummaryRow(name.replace("_", " "), part["n"], cells, part["missed"], part["false_positives"])
 
 
