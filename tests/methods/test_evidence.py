@@ -89,6 +89,15 @@ def test_a_query_without_text_falls_back_on_its_image(strategy):
     assert evidence.text_similarity.isnan().all()
 
 
+@pytest.mark.parametrize(("by_report", "by_cot"), [("report", "cot"), ("image+report", "image+cot")])
+def test_a_query_without_report_goes_by_its_rationale(by_report, by_cot):
+    batch = replace(queries("p", "q"), report_known=torch.tensor([False, True]))
+    found, rationale, report = retrieve(by_report, batch), retrieve(by_cot, batch), retrieve(by_report)
+    assert picked(found) == [picked(rationale)[0], picked(report)[0]]
+    assert torch.equal(found.text_similarity[0], rationale.text_similarity[0])
+    assert picked(retrieve(by_report, replace(queries("q"), report=None, report_known=None))) == [picked(rationale)[0]]
+
+
 def test_one_query_without_text_does_not_change_the_others():
     batch = replace(queries("p", "q"), cot_known=torch.tensor([False, True]))
     assert picked(retrieve("image+cot", batch)) == ["ab", "cb"]

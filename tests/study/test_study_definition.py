@@ -41,7 +41,7 @@ def test_every_shipped_study_fits_every_preset(name, preset):
 
 
 def test_table1_has_every_method_and_published_rows_are_rows():
-    assert {"table1", "table2", "table3", "topk"} <= set(study_names())
+    assert {"table1", "table2", "table3", "topk", "additions"} <= set(study_names())
     study = load_study("table1")
     assert {row.settings["method.name"] for row in study.rows} == set(METHODS)
     for name in study_names():

@@ -104,7 +104,8 @@ class CERS(Method):
         self.retriever = Retriever(
             settings.retrieval, settings.candidates, settings.k, settings.exclude_group, settings.exclude_self
         )
-        reads_cot = bool(setup.cot_width) and (settings.alignment > 0 or "cot" in settings.retrieval)
+        by_text = "cot" in settings.retrieval or "report" in settings.retrieval
+        reads_cot = bool(setup.cot_width) and (settings.alignment > 0 or by_text)
         reads_report = bool(setup.report_width) and (settings.report or "report" in settings.retrieval)
         self.reads_text = reads_cot or reads_report
         self._seen: tuple[tuple[str, ...], Tensor, Tensor | None] | None = None

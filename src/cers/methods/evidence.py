@@ -21,7 +21,7 @@ class Retriever:
     """Two-stage retrieval by `strategy`: `candidates` by the coarse similarity, `k` of them by the fine one.
 
     `random` draws any allowed cases; `shuffled-cot` is `image+cot` with the rationales dealt to the wrong cases of the
-    pool. A query without rationale (or report) falls back on its image.
+    pool. A query without report goes by its rationale, one without rationale by its image.
     """
 
     strategy: Strategy
@@ -67,17 +67,26 @@ class Retriever:
         self, pool: KnowledgePool, batch: Batch, cot: Tensor | None, like: Tensor, rows: Tensor | None
     ) -> Tensor:
         """Cosine of the strategy's text (B,N), or (B,K) for some rows of the pool; NaN where either side has none."""
-        if "report" in self.strategy:
-            query, known, entries, entry_known = batch.report, batch.report_known, pool.report, pool.report_known
-        else:
-            query, known, entries, entry_known = cot, batch.cot_known, pool.cot, pool.cot_known
-        if query is None or known is None or entries.shape[1] == 0:
-            return torch.full_like(like if rows is None else like.gather(1, rows), torch.nan)
+        blank = torch.full_like(like if rows is None else like.gather(1, rows), torch.nan)
+        entries, known = pool.cot, pool.cot_known
         if self.strategy == "shuffled-cot":
             deal = _derangement(len(pool)).to(entries.device)
-            entries, entry_known = entries[deal], entry_known[deal]
-        both = known[:, None] & (entry_known[None] if rows is None else entry_known[rows])
-        return cosine_similarity(query, entries, rows).masked_fill(~both, torch.nan)
+            entries, known = entries[deal], known[deal]
+        by_cot = _cosine_or(blank, cot, batch.cot_known, entries, known, rows)
+        if "report" not in self.strategy:
+            return by_cot
+        by_report = _cosine_or(blank, batch.report, batch.report_known, pool.report, pool.report_known, rows)
+        return torch.where(by_report.isnan().all(dim=1, keepdim=True), by_cot, by_report)
+
+
+def _cosine_or(
+    blank: Tensor, query: Tensor | None, known: Tensor | None, entries: Tensor, entry_known: Tensor, rows: Tensor | None
+) -> Tensor:
+    """Cosine (B,N) of queries and entries of the pool, of its `rows` (B,K) if given; `blank` where either has none."""
+    if query is None or known is None or entries.shape[1] == 0:
+        return blank
+    both = known[:, None] & (entry_known[None] if rows is None else entry_known[rows])
+    return torch.where(both, cosine_similarity(query, entries, rows), blank)
 
 
 def _derangement(n: int) -> Tensor:
