@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def study(
-    source: Annotated[str, typer.Argument(help="A shipped study (table1, table2, table3, topk, additions) or YAML file.")],
+    source: Annotated[str, typer.Argument(help="table1, table2, table3, topk, additions or a YAML file.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of every run, e.g. data.path=brisc2025 data.split=split.json")
     ] = None,
