@@ -261,7 +261,7 @@ def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
     if mistake["type"] == "extra_forbidden":
         *sections, name = mistake["loc"]
         return f"unknown setting '{where}'; {nearest(str(name), _keys(model, sections))}"
-    return f"{where}: {mistake['msg']} (got {mistake.get('input')!r})"
+    return f"{where}: {mistake['msg'].removeprefix('Value error, ')} (got {mistake.get('input')!r})"
 
 
 def _keys(model: type[BaseModel], sections: Sequence[int | str]) -> list[str]:

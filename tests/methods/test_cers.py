@@ -440,6 +440,12 @@ def test_alignment_alone_reads_rationales():
         ({"k": 0}, "greater than or equal to 1 (got 0)"),
         ({"warmup_share": 1.0}, "less than 1"),
         ({"temperature": 0}, "greater than 0"),
+        (
+            {"temperature": 0.5, "strong_views": True},
+            "does nothing unless method.settings.strong_views=false (got 0.5)",
+        ),
+        ({"cutmix": 0.0}, "cutmix: does nothing unless method.settings.strong_views=true"),
+        ({"pointing": 1.0}, "does nothing unless method.settings.reference_masks=true"),
     ],
 )
 def test_a_mistaken_setting_is_one_line(settings, message):

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from cers.data.case import Batch, SemiBatch
@@ -37,6 +37,15 @@ from cers.schedules import sigmoid_ramp
 
 TOKEN_STRIDE = 32
 LARGEST_GRID = 7
+
+# Settings that only one state of a switch reads.
+_HEEDED = {
+    "pointing": ("reference_masks", True),
+    "confidence": ("strong_views", True),
+    "cutmix": ("strong_views", True),
+    "consistency_on": ("strong_views", False),
+    "temperature": ("strong_views", False),
+}
 
 
 class CERSSettings(Settings):
@@ -60,12 +69,22 @@ class CERSSettings(Settings):
     alignment: float = Field(0.5, ge=0, description="weight of the contrastive loss, Eq. 2")
     embedding: int = Field(512, ge=1, description="width of the space in which image and CoT are aligned")
     consistency: float = Field(1.0, ge=0, description="largest weight of Eq. 6, as a mean over pixels")
-    consistency_on: Literal["unlabelled", "all"] = "unlabelled"
     strong_views: bool = Field(False, description="instead of Eq. 6, strong views learn what D_R sees in weak ones")
+    consistency_on: Literal["unlabelled", "all"] = "unlabelled"
     confidence: float = Field(0.95, ge=0.5, lt=1, description="from which a pixel of a weak view counts")
     cutmix: float = Field(0.5, ge=0, le=1, description="probability that a strong view gets a box of another image")
     temperature: float = Field(0.1, gt=0, description="sharpening of Eq. 6")
     pool_momentum: float = Field(0.99, ge=0, le=1, description="Eq. 5, per visit of a case")
+
+    @field_validator(*_HEEDED)
+    @classmethod
+    def _refuse_idle(cls, value: object, info: ValidationInfo) -> object:
+        """A changed setting that nothing reads would look like an ablation without effect."""
+        name = str(info.field_name)
+        switch, state = _HEEDED[name]
+        if value != cls.model_fields[name].default and info.data.get(switch) is not state:
+            raise ValueError(f"does nothing unless method.settings.{switch}={str(state).lower()}")
+        return value
 
 
 class Decoded(NamedTuple):
