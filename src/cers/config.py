@@ -175,7 +175,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     values, where = {} if source is None else _read_yaml(source), str(source or "defaults")
     by_method = values.pop("by_method", None) or {}
     _apply_all(values, [o for o in overrides if _names_method(o)])
-    _apply_all(values, [*_own_overrides(values, by_method, where), *(o for o in overrides if not _names_method(o))])
+    _apply_all(values, [*_own_overrides(values, by_method, where), *overrides])
     return parse_config(values, where)
 
 
@@ -223,7 +223,7 @@ def _names_method(override: str) -> bool:
 def _own_overrides(values: Mapping[str, Any], by_method: Any, where: str) -> list[str]:
     """What `by_method` holds for the method of `values`, as overrides."""
     method = values.get("method")
-    name = method.get("name", MethodConfig().name) if isinstance(method, dict) else MethodConfig().name
+    name = (method if isinstance(method, dict) else {}).get("name", MethodConfig().name)
     own = by_method.get(name, {}) if isinstance(by_method, dict) else None
     if not isinstance(own, dict):
         raise CersError(f"{where}: by_method: expected settings by method, e.g. bcp: {{optim.lr: 5.0e-4}}")

@@ -19,15 +19,7 @@ LIKE_ALL = (0.5, 0.5, 3.0, 1.0, 0.5, 0.0, 5.0)
 
 def make_run(folder: Path, method: str | None, seed: int, dice: float, **settings: object) -> Path:
     rows = [
-        CaseRow(
-            f"c{i}",
-            "declared",
-            None,
-            None,
-            "small",
-            Metrics(dice - i / 100, 0.5, 0.5, 3.0, 1.0, 0.5, 0.0, 5.0, 6.0 + i),
-        )
-        for i in range(8)
+        CaseRow(f"c{i}", "declared", None, None, "small", Metrics(dice - i / 100, *LIKE_ALL, 6.0 + i)) for i in range(8)
     ]
     write_cases_csv(rows, folder / "eval" / "cases.csv")
     if method:

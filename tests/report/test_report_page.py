@@ -230,13 +230,6 @@ def test_summary_without_intervals(full: ReportData) -> None:
     assert "interval" not in words
 
 
-def test_an_evaluation_by_an_earlier_version_may_lack_a_metric(full: ReportData) -> None:
-    part = dict(full.summary["branches"]["declared"]["all"])
-    part["metrics"] = {name: values for name, values in part["metrics"].items() if name != "border_dice"}
-    branch = {"all": part, "by_class": {}, "by_size": {}}
-    assert "Border Dice" in Page(render_report(ReportData("old", summary={"branches": {"declared": branch}}))).words
-
-
 def test_colour_images(case: ShownCase) -> None:
     coloured = replace(case, image=np.repeat(case.image[..., None], 3, axis=2))
     assert len(page_of(coloured).all("img")) == 4 + 6 + 6

@@ -68,7 +68,9 @@ class CERSSettings(Settings):
     warmup_lr_factor: float = Field(1.0, gt=0)
     alignment: float = Field(0.5, ge=0, description="weight of the contrastive loss, Eq. 2")
     embedding: int = Field(512, ge=1, description="width of the space in which image and CoT are aligned")
-    consistency: float = Field(1.0, ge=0, description="largest weight of Eq. 6, as a mean over pixels")
+    consistency: float = Field(
+        1.0, ge=0, description="largest weight of Eq. 6, as a mean over pixels; strong views weigh 1"
+    )
     strong_views: bool = Field(False, description="instead of Eq. 6, strong views learn what D_R sees in weak ones")
     consistency_on: Literal["unlabelled", "all"] = "unlabelled"
     confidence: float = Field(0.95, ge=0.5, lt=1, description="from which a pixel of a weak view counts")
@@ -258,7 +260,7 @@ class CERS(Method):
         """What both branches, or a strong view and its lesson, disagree on from image `first` on, and its weight."""
         retrieval, base = decoded.retrieval[first:], decoded.base[first:]
         if lesson is not None:
-            return lesson.loss(retrieval) + lesson.loss(base), self.settings.consistency
+            return lesson.loss(retrieval) + lesson.loss(base), 1.0
         weight = self.settings.consistency * sigmoid_ramp(progress.fraction)
         return sharpened_consistency(retrieval, base, self.settings.temperature), weight
 

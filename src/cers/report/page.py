@@ -75,8 +75,7 @@ def _tables(branches: Mapping[str, Any], declared: Mapping[str, Any]) -> dict[st
 
 
 def _row(name: str, part: Mapping[str, Any]) -> SummaryRow:
-    # An evaluation by an earlier version knows fewer metrics.
-    cells = {m.title: _cell(part["metrics"].get(m.name, {}), m.digits) for m in METRICS}
+    cells = {m.title: _cell(part["metrics"][m.name], m.digits) for m in METRICS}
     return SummaryRow(name.replace("_", " "), part["n"], cells, part["missed"], part["false_positives"])
 
 
