@@ -8,8 +8,8 @@
 BUNDLE (at most 60 MiB) holds this package's source, the study, its split, the cases of the split with their texts,
 files that settings name (rationales, weights, text encoders), and wheels of packages that the other machine lacks.
 Images travel as they are; `--side 128` shrinks those and the masks as the run itself would (what is trained stays the
-same, but scores are at that size: do not mix them with others). `--labelled`, `--seeds` and `--rows` are as for
-`cers study`.
+same, but scores are at that size: do not mix them with others). `--labelled`, `--seeds`, `--rows` and `--part` are as
+for `cers study`.
 
 RESULTS holds what a table is made of: settings, split, log, costs and scores by case, no weights and no masks. It is
 written anew whenever a run has finished, so that a killed call loses none; a later `run` takes finished runs from it.
@@ -36,8 +36,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 LIMIT = 60 * 2**20
-RESULT_FILES = ("config.yaml", "split.json", "run.json", "log.jsonl", "eval/cases.csv", "eval/summary.json")
-FINISHED = ("run.json", "eval/cases.csv", "eval/summary.json")
+RESULT_FILES = ("config.yaml", "split.json", "run.json", "log.jsonl", "eval*/cases.csv", "eval*/summary.json")
 PLACES = ("data.path", "data.split", "data.layout", "data.cache")
 HERE = "BUNDLE/"  # stands in the bundle's settings for wherever it will lie
 SAFETY = 60.0  # seconds of a call for saving, the table and packing
@@ -50,7 +49,7 @@ def pack(given: argparse.Namespace) -> None:
     from cers.errors import CersError
     from cers.files import write_atomic
 
-    study = chosen_study(given.study, given.preset, given.labelled, given.seeds, given.rows)
+    study = chosen_study(given.study, given.preset, given.labelled, given.seeds, given.rows, given.part)
     bundle, config = given.bundle, _common_config(study, given.overrides, given.side)
     _clear(bundle)
     overrides = [o for o in given.overrides if o.partition("=")[0] not in PLACES]
@@ -294,8 +293,8 @@ def _gather(out: Path, results: Path) -> None:
     temporary = results.with_name(f".{results.name}.tmp")
     with tarfile.open(temporary, "w:gz") as archive:
         for folder in _finished(out):
-            for name in RESULT_FILES:
-                archive.add(folder / name, f"{folder.name}/{name}")
+            for file in sorted(file for pattern in RESULT_FILES for file in folder.glob(pattern)):
+                archive.add(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
     temporary.replace(results)
 
 
@@ -320,12 +319,21 @@ def unpack(results: Path, out: Path) -> tuple[int, list[Path]]:
                 count += 1
             elif _key(run) not in done:
                 begun.append(here[_key(run)])
+            else:
+                _add_scores(run, here[_key(run)])
     return count, begun
 
 
+def _add_scores(run: Path, there: Path) -> None:
+    """Move scores on another part of the split to the same run, which has none of that part yet."""
+    for scores in run.glob("eval*"):
+        if not (there / scores.name).exists():
+            scores.rename(there / scores.name)
+
+
 def _finished(out: Path) -> list[Path]:
-    folders = sorted(path.parents[1] for path in (out / "runs").glob("*/eval/summary.json"))
-    return [folder for folder in folders if all((folder / name).is_file() for name in FINISHED)]
+    scored = {path.parents[1] for path in (out / "runs").glob("*/eval*/summary.json")}
+    return sorted(folder for folder in scored if (folder / "run.json").is_file())
 
 
 def _key(run: Path) -> str:
@@ -346,7 +354,7 @@ def main() -> int:
     packing.add_argument("study")
     packing.add_argument("bundle", type=Path)
     packing.add_argument("overrides", nargs="*")
-    for option in ("--preset", "--labelled", "--seeds", "--rows"):
+    for option in ("--preset", "--labelled", "--seeds", "--rows", "--part"):
         packing.add_argument(option)
     packing.add_argument("--side", type=int)
     packing.add_argument("--wheels", type=Path)

@@ -23,6 +23,9 @@ def test_what_is_left_of_a_study_is_a_study(tmp_path):
     assert {name for figures in left.published.figures.values() for name in figures} == {"supervised", "bcp"}
     (tmp_path / "left.yaml").write_text(dump_study(left), encoding="utf-8")
     assert load_study(tmp_path / "left.yaml") == left
+    on_val = load_study("table1").restricted(part="val")
+    (tmp_path / "val.yaml").write_text(dump_study(on_val), encoding="utf-8")
+    assert load_study(tmp_path / "val.yaml").part == "val"
     fewer = load_study("table1").restricted(labelled=[0.02])
     (tmp_path / "fewer.yaml").write_text(dump_study(fewer), encoding="utf-8")
     assert load_study(tmp_path / "fewer.yaml") == fewer
@@ -41,7 +44,7 @@ def test_every_shipped_study_fits_every_preset(name, preset):
 
 
 def test_table1_has_every_method_and_published_rows_are_rows():
-    assert {"table1", "table2", "table3", "topk", "additions"} <= set(study_names())
+    assert {"table1", "table2", "table3", "topk", "additions", "learning_rate"} <= set(study_names())
     study = load_study("table1")
     assert {row.settings["method.name"] for row in study.rows} == set(METHODS)
     for name in study_names():
@@ -50,6 +53,16 @@ def test_table1_has_every_method_and_published_rows_are_rows():
             figures = {row for rows in study.published.figures.values() for row in rows}
             assert figures <= {row.name for row in study.rows}
             assert {f"{share:g}" for share in study.labelled} >= study.published.figures.keys()
+
+
+def test_every_method_tries_the_same_learning_rates_on_validation_images():
+    study = load_study("learning_rate")
+    tried: dict[str, list[float]] = {}
+    for row in study.rows:
+        tried.setdefault(row.settings["method.name"], []).append(row.settings["optim.lr"])
+    assert study.part == "val"
+    assert tried.keys() == set(METHODS)
+    assert {tuple(rates) for rates in tried.values()} == {(0.0005, 0.001, 0.002)}
 
 
 def test_the_paper_preset_keeps_its_settings_of_cers():
@@ -64,6 +77,7 @@ def test_the_paper_preset_keeps_its_settings_of_cers():
     [
         ({"reference": "plian"}, "reference 'plian' is none of its rows; did you mean 'plain'"),
         ({"seeds": []}, "seeds: "),
+        ({"part": "tests"}, "part: Input should be 'test' or 'val' (got 'tests')"),
         ({"seeds": [1, 1]}, "names a value twice"),
         ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows have the same name"),
         ({"rows": [{"name": "plain", "setings": {}}]}, "unknown setting 'rows.0.setings'; did you mean 'settings'"),

@@ -36,6 +36,7 @@ def load_script() -> ModuleType:
 
 
 script = load_script()
+BROUGHT = ("config.yaml", "split.json", "run.json", "log.jsonl", "eval/cases.csv", "eval/summary.json")
 
 
 def offline(*arguments: str | Path) -> int:
@@ -104,7 +105,7 @@ def test_a_study_goes_there_is_killed_goes_on_and_comes_home(home, tmp_path):
     assert early <= runs_in(results)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     with tarfile.open(results) as archive:
-        assert {name.partition("/")[2] for name in archive.getnames()} == set(script.RESULT_FILES)
+        assert {name.partition("/")[2] for name in archive.getnames()} == set(BROUGHT)
     assert (results.parent / "results-table.html").is_file()
 
     for name in ("own.yaml", "new.csv"):
@@ -172,7 +173,7 @@ def test_what_cannot_be_packed_is_refused(home, tmp_path, capsys):
 
 
 def finished_run(folder: Path, text: str = "{}") -> Path:
-    for name in script.RESULT_FILES:
+    for name in BROUGHT:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     return folder
@@ -192,6 +193,14 @@ def test_unpacking_leaves_alone_what_is_here_under_any_name(tmp_path, capsys):
     assert sorted(path.name for path in (here / "runs").iterdir()) == ["renamed-aaa", "row-bbb", "row-ccc"]
     assert not (here / "runs" / "row-bbb" / "eval").exists()
     assert (here / "runs" / "renamed-aaa" / "run.json").read_text(encoding="utf-8") == "old"
+    (there / "runs" / "row-aaa" / "eval").rename(there / "runs" / "row-aaa" / "eval-val")
+    script._gather(there, tmp_path / "val.tar.gz")
+    assert offline("unpack", tmp_path / "val.tar.gz", here) == 0
+    parts = {part: here / "runs" / "renamed-aaa" / part / "summary.json" for part in ("eval", "eval-val")}
+    assert {part: path.read_text(encoding="utf-8") for part, path in parts.items()} == {
+        "eval": "old",
+        "eval-val": "new",
+    }
     half = tmp_path / "half.tar.gz"
     half.write_bytes((tmp_path / "r.tar.gz").read_bytes()[:200])
     with pytest.raises(SystemExit, match="cannot be unpacked"):

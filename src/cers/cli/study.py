@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def study(
-    source: Annotated[str, typer.Argument(help="table1, table2, table3, topk, additions or a YAML file.")],
+    source: Annotated[
+        str, typer.Argument(help="table1, table2, table3, topk, additions, learning_rate or a YAML file.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Settings of every run, e.g. data.path=brisc2025 data.split=split.json")
     ] = None,
@@ -28,6 +30,7 @@ def study(
     labelled: Annotated[str | None, typer.Option(help="Other labelled shares or counts, e.g. 0.02,0.25,1.0")] = None,
     seeds: Annotated[str | None, typer.Option(help="Other seeds, e.g. 0,1,2,3,4")] = None,
     rows: Annotated[str | None, typer.Option(help="Only these rows, by name and comma, and the reference.")] = None,
+    part: Annotated[str | None, typer.Option(help="Score on test or, to choose settings, on val.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
     minutes: Annotated[
@@ -43,7 +46,7 @@ def study(
     from cers.study.plan import make_plan, require_data
     from cers.study.runner import do_runs
 
-    chosen = chosen_study(source, preset, labelled, seeds, rows)
+    chosen = chosen_study(source, preset, labelled, seeds, rows, part)
     plan = make_plan(chosen, out or Path("runs") / Path(source).stem, overrides or ())
     todo = [run for run in plan.runs if not plan.is_done(run)]
     if table:
@@ -68,7 +71,14 @@ def study(
     _conclude(plan, found)
 
 
-def chosen_study(source: str, preset: str | None, labelled: str | None, seeds: str | None, rows: str | None) -> "Study":
+def chosen_study(
+    source: str,
+    preset: str | None,
+    labelled: str | None,
+    seeds: str | None,
+    rows: str | None,
+    part: str | None,
+) -> "Study":
     """A study as the options of the command make it.
 
     Raises:
@@ -77,7 +87,7 @@ def chosen_study(source: str, preset: str | None, labelled: str | None, seeds: s
     from cers.study.definition import load_study
 
     shares = _numbers(labelled, "--labelled")
-    return load_study(source).restricted(preset, shares, _integers(seeds, "--seeds"), _words(rows))
+    return load_study(source).restricted(preset, shares, _integers(seeds, "--seeds"), _words(rows), part)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def full_rows(table: ComparisonTable) -> Rows:
 def legend(table: ComparisonTable) -> list[str]:
     """What the columns mean and what the intervals cover, then the table's own notes."""
     lines = [
-        "Dice, IoU, HD95 (px), NSD (2 px) and false lesions, outlined regions that touch none: mean over N test cases "
+        "Dice, IoU, HD95 (px), NSD (2 px) and false lesions, outlined regions that touch none: mean over N cases "
         "and over seeds, ± standard deviation of seeds. "
         "95 %: bootstrap over cases, or groups where known, for these trained networks.",
     ]

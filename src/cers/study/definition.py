@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, field_validator
@@ -46,6 +46,7 @@ class Study(Section):
     labelled: tuple[Share, ...] = Field((1.0,), min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     rows: tuple[StudyRow, ...] = Field(min_length=1)
+    part: Literal["test", "val"] = Field("test", description="what its runs are scored on; val to choose settings by")
     published: Published | None = None
 
     @field_validator("labelled", "seeds")
@@ -68,11 +69,12 @@ class Study(Section):
         labelled: Sequence[Share] = (),
         seeds: Sequence[int] = (),
         rows: Sequence[str] = (),
+        part: str | None = None,
     ) -> "Study":
-        """The study with another preset, other shares or seeds, or only some of its rows beside the reference.
+        """The study with another preset, part, shares or seeds, or only some of its rows beside the reference.
 
         Raises:
-            CersError: no such row.
+            CersError: no such row or part.
         """
         names = [row.name for row in self.rows]
         for name in rows:
@@ -86,6 +88,7 @@ class Study(Section):
                 for name in figures.keys() - kept:
                     del figures[name]
         values["preset"] = preset or self.preset
+        values["part"] = part or self.part
         if labelled:
             values["labelled"] = tuple(labelled)
             values["rows"] = [{**row, "labelled": None} for row in values["rows"]]

@@ -13,6 +13,7 @@ from cers.config import RunConfig
 from cers.data.splits import Split, load_split, make_split, save_split
 from cers.engine.trainer import Streams, total_steps
 from cers.errors import CersError
+from cers.evaluation import evaluation_folder
 from cers.material import load_dataset
 from cers.methods.registry import method_settings
 from cers.run import FREE
@@ -63,6 +64,10 @@ class Plan:
         slug = re.sub(r"[^a-z0-9]+", "-", f"{run.row} {share_name(run.share)} seed{run.seed}".lower()).strip("-")
         return found[0] if found else self.out / "runs" / f"{slug}-{run.key}"
 
+    def scores(self, run: PlannedRun) -> Path:
+        """Where the run's scores on the study's part are, or are to be."""
+        return evaluation_folder(self.folder(run), self.study.part)
+
     def lock(self, run: PlannedRun) -> Path:
         """Held by the process that works on the run."""
         return self.out / "locks" / run.key
@@ -73,8 +78,10 @@ class Plan:
 
     def is_done(self, run: PlannedRun) -> bool:
         """Whether it is trained and scored."""
-        folder = self.folder(run)
-        return all((folder / name).is_file() for name in ("run.json", "eval/cases.csv", "eval/summary.json"))
+        scores = self.scores(run)
+        return all(
+            file.is_file() for file in (scores.parent / "run.json", scores / "cases.csv", scores / "summary.json")
+        )
 
 
 def make_plan(study: Study, out: Path, overrides: Sequence[str] = ()) -> Plan:

@@ -203,7 +203,7 @@ def process_for(target: Callable[..., None], *arguments: Any) -> Iterator[tuple[
 
 
 def _start(plan: Plan, run: PlannedRun, threads: int) -> _Worker:
-    job = Job(run.config, plan.folder(run), plan.lock(run), plan.log(run), threads)
+    job = Job(run.config, plan.folder(run), plan.study.part, plan.lock(run), plan.log(run), threads)
     return _Worker(run, *_launch(work, job), time.monotonic())
 
 

@@ -1,6 +1,7 @@
 """A study's table: our figures, those published beside them, and every form they are written in."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cers.config import load_config
@@ -26,6 +27,8 @@ _PROTOCOL = (
     "train.patience",
 )
 
+_ON_VALIDATION = "N are validation cases, by which settings and checkpoints may be chosen: no result of a method."
+
 
 def study_table(plan: Plan) -> ComparisonTable | None:
     """The comparison of the runs that are done, in sections by labelled share; None while there are none.
@@ -39,8 +42,11 @@ def study_table(plan: Plan) -> ComparisonTable | None:
         done = [runs[key] for key in keys if plan.is_done(runs[key])]
         if done:
             title = section_title(share, len(done[0].split.labelled))
-            sections.setdefault(title, {})[row] = [plan.folder(run) for run in done]
-    return compare_sections(sections, plan.study.reference) if sections else None
+            sections.setdefault(title, {})[row] = [plan.scores(run) for run in done]
+    if not sections:
+        return None
+    table = compare_sections(sections, plan.study.reference)
+    return table if plan.study.part == "test" else replace(table, notes=(_ON_VALIDATION, *table.notes))
 
 
 def section_title(share: Share, count: int) -> str:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from cers.config import RunConfig
 from cers.errors import CersError, Interrupted
-from cers.evaluation import evaluate
+from cers.evaluation import evaluate, evaluation_folder
 from cers.run import resume, train
 
 Ending = Literal["done", "busy", "stopped", "failed"]
@@ -31,6 +31,7 @@ class Job:
 
     config: RunConfig
     folder: Path
+    part: str
     lock: Path
     log: Path
     threads: int
@@ -122,8 +123,11 @@ def _train(job: Job, tell: Callable[[Any], None]) -> None:
 
 
 def _score(job: Job, tell: Callable[[Any], None]) -> None:
-    if not (job.folder / "eval" / "summary.json").is_file():
-        evaluate(job.folder, _places(job), on_case=lambda done, total: tell(Told("scoring", done, total)))
+    def on_case(done: int, total: int) -> None:
+        tell(Told("scoring", done, total))
+
+    if not (evaluation_folder(job.folder, job.part) / "summary.json").is_file():
+        evaluate(job.folder, _places(job), part=job.part, on_case=on_case)
 
 
 def _places(job: Job) -> list[str]:
