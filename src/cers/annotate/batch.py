@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import IO, Any
 
 import openai
@@ -99,6 +100,7 @@ class _Batches:
         self.max_cost, self.tell, self.summary = max_cost, tell, summary
         self.local = is_this_machine(client.api.base_url.host)
         self.at = f"{client.api.base_url.host}/"  # how batches of this host begin in the store
+        self.price_of = cache(lambda model: price_to_pay(model, job.config.prices, local=self.local, bounded=False))
         self.unusable = 0  # answers since the last batch that are to be repaired
 
     async def run(self, limit: int | None, poll_seconds: float) -> None:
@@ -264,8 +266,7 @@ class _Batches:
             self.unusable += 1
         paid: Paid | None = Paid()
         if reply:
-            price = price_to_pay(row.model, self.job.config.prices, local=self.local, bounded=False)
-            cost = price.cost(reply.tokens_in, reply.tokens_out, batch=True)
+            cost = self.price_of(row.model).cost(reply.tokens_in, reply.tokens_out, batch=True)
             paid = Paid(reply.tokens_in, reply.tokens_out, cost) if reply.counted else None
             self.summary.cost += cost
         self.store.collect(row.key, batch, outcome, paid)

@@ -18,6 +18,7 @@ from cers.report.retrieval import meaning, strategies
 __all__ = ["ReportData", "ShownCase", "ShownReference", "render_report"]
 
 TITLES = {metric.name: metric.title for metric in METRICS}
+CASE_DIGITS = {"false_lesions": 0, "predicted_area": 0, "true_area": 0}
 
 
 @dataclass(frozen=True)
@@ -106,5 +107,6 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, cell=_cell)
-    environment.globals.update(panels=panels, columns=columns, explain=explain, aspects=ASPECTS, metric_titles=TITLES)
+    environment.globals.update(panels=panels, columns=columns, explain=explain, aspects=ASPECTS)
+    environment.globals.update(metric_titles=TITLES, case_digits=CASE_DIGITS)
     return environment
