@@ -6,10 +6,16 @@ Fixtures that many folders share: a small dataset, its split, and runs on it tha
 from pathlib import Path
 
 import cv2
+import hypothesis
 import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("cers.nets", "beartype.beartype")
+# The same examples in every run, and no failure because the machine is busy.
+hypothesis.settings.register_profile(
+    "cers", derandomize=True, deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("cers")
 
 SIZES = ((64, 64), (80, 56), (48, 72))
 

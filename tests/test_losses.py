@@ -28,7 +28,7 @@ def plain_dice_ce(logits: torch.Tensor, masks: torch.Tensor) -> float:
     return total / len(logits) + float(entropy.mean())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 999), batch=st.integers(1, 4))
 def test_dice_ce_is_its_formula(seed, batch):
     logits = rand(batch, 1, 6, 5, seed=seed)
@@ -128,7 +128,7 @@ def test_alignment_is_computed_in_full_precision_under_autocast():
         assert torch.equal(contrastive_alignment(image, cot, scale), exact)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(p=st.floats(1e-3, 1 - 1e-3), temperature=st.floats(0.1, 1.0))
 def test_sharpen_is_its_formula(p, temperature):
     lesion, background = p ** (1 / temperature), (1 - p) ** (1 / temperature)

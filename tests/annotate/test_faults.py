@@ -25,7 +25,6 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
 
 @settings(
     max_examples=12,
-    deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink what waits for a server takes minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -189,7 +189,7 @@ IMAGES = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(IMAGES, st.data())
 def test_any_image_gets_a_sound_text(image: NDArray[np.uint8], data: st.DataObject) -> None:
     mask = data.draw(st.one_of(st.none(), arrays(np.bool_, image.shape[:2])))

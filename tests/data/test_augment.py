@@ -46,7 +46,7 @@ def test_differs_by_seed_draw_and_case(other: dict[str, object]) -> None:
 
 
 @given(draw=st.integers(0, 10**6), views=st.integers(1, 3), colour=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_weak_view_does_not_depend_on_strong_views(draw: int, views: int, colour: bool) -> None:
     image = picture(colour)
     alone = augment(image, blob(), seed=0, draw=draw, case_id="a", flips=True, strong_views=0)
@@ -58,7 +58,7 @@ def test_weak_view_does_not_depend_on_strong_views(draw: int, views: int, colour
 
 
 @given(draw=st.integers(0, 10**6), colour=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_mask_does_not_move_its_image(draw: int, colour: bool) -> None:
     """Labelled or not, a case looks the same, but for how OpenCV rounds one channel or several."""
     image = picture(colour)
@@ -69,7 +69,7 @@ def test_a_mask_does_not_move_its_image(draw: int, colour: bool) -> None:
 
 
 @given(draw=st.integers(0, 10**6), flips=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_mask_and_all_views_share_one_geometry(draw: int, flips: bool) -> None:
     image = 80 + 90 * blob()
     weak, mask, strong = augment(image, blob(), seed=0, draw=draw, case_id="a", flips=flips, strong_views=2)

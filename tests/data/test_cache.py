@@ -215,7 +215,7 @@ def test_no_cases_and_no_masks(tmp_path: Path) -> None:
 
 
 @given(hnp.arrays(np.bool_, (24, 24)), st.sampled_from([2, 3, 4]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_mask_shrinks_by_the_half_rule(mask: np.ndarray, factor: int) -> None:
     side = 24 // factor
     share = mask.reshape(side, factor, side, factor).mean(axis=(1, 3))
@@ -223,7 +223,7 @@ def test_mask_shrinks_by_the_half_rule(mask: np.ndarray, factor: int) -> None:
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 50), st.integers(1, 50))), st.integers(1, 64))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_resizing_stays_within_the_grey_levels(pixels: np.ndarray, side: int) -> None:
     resized = resize_image(pixels, side)
     assert resized.shape == (side, side)

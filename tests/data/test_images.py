@@ -90,7 +90,7 @@ def test_deep_pngs_keep_low_bytes(tmp_path: Path) -> None:
     assert image_size(tmp_path / "colour.png") == (100, 100)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     pixels=hnp.arrays(np.uint16, (9, 9)),
     factor=st.integers(1, 50),
@@ -201,7 +201,7 @@ def test_truncated_files_never_pass(tmp_path: Path, suffix: str, options: dict[s
     one_line(error, path)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "tif", "bmp"]))
 def test_broken_bytes_give_an_image_or_one_line(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, suffix: str
@@ -361,7 +361,7 @@ def test_mask_values_are_sorted_and_distinct(tmp_path: Path) -> None:
     assert mask_values(tmp_path / "p.png").tolist() == [0, 2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels=hnp.arrays(np.uint8, (5, 6), elements=st.integers(0, 4)), threshold=st.integers(0, 5))
 def test_settings_mean_what_they_say(
     tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray, threshold: int

@@ -197,7 +197,7 @@ def test_one_case_without_annotation_leaves_the_batch_without_masks(maker: Batch
     hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))),
     st.booleans(),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_z_score_is_a_z_score(images: np.ndarray, colour: bool) -> None:
     if colour:
         images = np.stack([images, images[:, ::-1] // 2, np.full_like(images, 200)], axis=-1)

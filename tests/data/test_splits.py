@@ -55,7 +55,7 @@ def datasets(draw: st.DrawFn) -> tuple[list[Case], list[list[str]]]:
 
 
 @given(datasets(), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_grouped_split_is_a_partition_that_no_group_straddles(
     data: tuple[list[Case], list[list[str]]], seed: int
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_grouped_split_is_a_partition_that_no_group_straddles(
 
 
 @given(datasets(), st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.sampled_from(["grouped", "paper"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_labelled_shares_are_nested_and_the_same_whichever_way_they_are_made(
     data: tuple[list[Case], list[list[str]]], share: float, other: float, strategy: str
 ) -> None:
@@ -90,7 +90,7 @@ def test_labelled_shares_are_nested_and_the_same_whichever_way_they_are_made(
 
 
 @given(st.integers(0, 99), st.sampled_from(["grouped", "paper"]), st.floats(0.1, 1.0))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_labelled_share_has_the_classes_in_proportion(seed: int, strategy: str, share: float) -> None:
     cases = many(600, classes=3, per_group=0)
     split = make_split(cases, strategy=strategy, seed=seed, clusters=[])

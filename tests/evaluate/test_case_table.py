@@ -59,7 +59,7 @@ all_rows = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(all_rows)
 def test_table_is_read_as_it_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("table") / "cases.csv"

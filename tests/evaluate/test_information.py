@@ -35,7 +35,7 @@ def test_a_perfect_text_finds_its_partner_and_an_empty_one_finds_what_chance_fin
     assert chance["look_alike"][0] == pytest.approx(2 / 59)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(2, 90), st.integers(0, 5))
 def test_texts_unrelated_to_their_images_find_what_chance_finds(n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

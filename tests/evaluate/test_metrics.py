@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from cers.errors import CersError
 from cers.evaluate.metrics import METRICS, Metrics, diagonal, score
 
-law = settings(max_examples=50, deadline=None)
+law = settings(max_examples=50)
 shapes = st.tuples(st.integers(1, 14), st.integers(1, 14))
 pairs = shapes.flatmap(lambda s: st.tuples(arrays(np.bool_, s), arrays(np.bool_, s)))
 masks = shapes.flatmap(lambda s: arrays(np.bool_, s))
@@ -170,7 +170,7 @@ def test_isotropic_spacing_scales_distances_only(pair, factor):
         assert one[name] * factor == pytest.approx(other[name])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 500), st.integers(0, 500), st.sampled_from([0.5, 2.0, 4.0]))
 def test_surface_scores_agree_with_monai(first, second, tolerance):
     predicted, mask = blob(first), blob(second)

@@ -88,7 +88,7 @@ def random_pool(seed: int, size: int = 60) -> dict[str, Case]:
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_retrieving_everything_allowed_is_chance(seed):
     pool = random_pool(seed, 20)

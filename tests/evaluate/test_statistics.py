@@ -15,7 +15,7 @@ from cers.evaluate.statistics import (
     paired_permutation,
 )
 
-law = settings(max_examples=50, deadline=None)
+law = settings(max_examples=50)
 numbers = st.lists(st.floats(-100, 100), min_size=2, max_size=30)
 pvalue_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 

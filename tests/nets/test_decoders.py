@@ -70,7 +70,7 @@ def test_gradients_equal_those_of_the_plain_forms():
             assert torch.allclose(a, b, atol=1e-9, rtol=1e-8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     old=st.tuples(st.integers(1, 12), st.integers(1, 12)),
     new=st.tuples(st.integers(1, 30), st.integers(1, 30)),

@@ -45,7 +45,7 @@ def test_contour_encloses_its_mask_up_to_the_border_and_around_holes() -> None:
     assert (refilled(path, mask.shape) != mask).mean() < 0.01
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(5, 250), st.integers(5, 250), st.integers(3, 60))
 def test_contour_of_any_disc_lies_on_its_edge(row: int, column: int, radius: int) -> None:
     rows, columns = np.mgrid[:256, :256]
@@ -83,7 +83,6 @@ def test_difference_grows_with_the_disagreement() -> None:
     assert (np.diff(red) > 0).all()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), st.data())
 def test_window_holds_everything_in_proportion(height: int, width: int, data: st.DataObject) -> None:
     where = np.zeros((height, width), bool)

@@ -114,7 +114,7 @@ def test_a_step_turns_the_embedding_by_the_papers_angle_whatever_the_features_le
     assert pool.tokens[0, 0].tolist() == pytest.approx([0.99 * length, 0.01 * length], rel=2e-3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 999), momentum=st.floats(0, 1), steps=st.integers(1, 4), scale=st.sampled_from([1e-3, 1e3]))
 def test_embeddings_stay_on_the_unit_sphere(seed, momentum, steps, scale):
     pool = filled_pool()

@@ -39,7 +39,7 @@ def listed(rows: torch.Tensor, valid: torch.Tensor) -> list[list[int]]:
     return found
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     seed=st.integers(0, 2**32 - 1),
     queries=st.integers(1, 4),

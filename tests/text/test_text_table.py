@@ -132,7 +132,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, encoder: TextEncoder) -> Te
     return TextTable(cases(), report=encoder, cot=encoder, render=render, cache_folder=folder, labelled=["a", "f"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ids=st.lists(st.sampled_from("abcdef"), min_size=1, max_size=8))
 def test_a_case_has_the_same_text_in_every_batch(shared: TextTable, ids: list[str]) -> None:
     together = shared.fields(ids)

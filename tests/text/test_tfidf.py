@@ -69,7 +69,7 @@ def test_refuses_a_corpus_without_words(corpus: list[str]) -> None:
         TfidfEncoder.fit(corpus)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.text(), max_size=4))
 def test_reloaded_encoder_gives_the_same_bits(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     folder = tmp_path_factory.mktemp("encoder")
