@@ -36,7 +36,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 LIMIT = 60 * 2**20
-RESULT_FILES = ("config.yaml", "split.json", "run.json", "log.jsonl", "eval*/cases.csv", "eval*/summary.json")
+RUN_FILES = ("config.yaml", "split.json", "run.json", "log.jsonl")
+SCORES = ("cases.csv", "summary.json")
 PLACES = ("data.path", "data.split", "data.layout", "data.cache")
 HERE = "BUNDLE/"  # stands in the bundle's settings for wherever it will lie
 SAFETY = 60.0  # seconds of a call for saving, the table and packing
@@ -267,11 +268,11 @@ def _arguments(bundle: Path, work: Path) -> list[str]:
 def _gathering(out: Path, results: Path) -> Iterator[None]:
     """Keep `results` up to date within the block, and at its end however it ends."""
     over = threading.Event()
-    known = set(_finished(out))
+    known = set(_scored(out))
 
     def watch() -> None:
         while not over.wait(GATHER):
-            if (now := set(_finished(out))) != known:
+            if (now := set(_scored(out))) != known:
                 known.update(now)
                 _gather(out, results)
 
@@ -293,7 +294,8 @@ def _gather(out: Path, results: Path) -> None:
     temporary = results.with_name(f".{results.name}.tmp")
     with tarfile.open(temporary, "w:gz") as archive:
         for folder in _finished(out):
-            for file in sorted(file for pattern in RESULT_FILES for file in folder.glob(pattern)):
+            scores = [path.parent for path in folder.glob("eval*/summary.json")]
+            for file in (*(folder / name for name in RUN_FILES), *(s / name for s in scores for name in SCORES)):
                 archive.add(file, f"{folder.name}/{file.relative_to(folder).as_posix()}")
     temporary.replace(results)
 
@@ -325,15 +327,20 @@ def unpack(results: Path, out: Path) -> tuple[int, list[Path]]:
 
 
 def _add_scores(run: Path, there: Path) -> None:
-    """Move scores on another part of the split to the same run, which has none of that part yet."""
-    for scores in run.glob("eval*"):
-        if not (there / scores.name).exists():
-            scores.rename(there / scores.name)
+    """Move scores on another part of the split to the same training, which has none of that part yet."""
+    if (run / "run.json").read_bytes() == (there / "run.json").read_bytes():
+        for scores in run.glob("eval*"):
+            if not (there / scores.name).exists():
+                scores.rename(there / scores.name)
 
 
 def _finished(out: Path) -> list[Path]:
-    scored = {path.parents[1] for path in (out / "runs").glob("*/eval*/summary.json")}
-    return sorted(folder for folder in scored if (folder / "run.json").is_file())
+    return sorted({scores.parent for scores in _scored(out) if (scores.parent / "run.json").is_file()})
+
+
+def _scored(out: Path) -> list[Path]:
+    """Evaluations that are whole: the summary is written last."""
+    return [path.parent for path in (out / "runs").glob("*/eval*/summary.json")]
 
 
 def _key(run: Path) -> str:

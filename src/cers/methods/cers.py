@@ -5,9 +5,9 @@ the knowledge pool. Stage "semi" retrieves for every image by similarity of imag
 finds into the retrieval decoder (Eq. 3, 4), lets both decoders agree on unlabelled images (Eq. 6, 7) and moves the
 pool after the encoder (Eq. 5).
 
-Beyond the paper, off by default: with `reference_masks` references also say where their lesion lay, and what looked
-like it (`MaskPrior`); with `strong_views` the retrieval branch teaches both branches by strong views instead of Eq. 6
-(`Lesson`).
+Beyond the paper, off unless turned on: with `reference_masks` references also say where their lesion lay, and what
+looked like it (`MaskPrior`); with `strong_views` the retrieval branch teaches both branches by strong views instead
+of Eq. 6 (`Lesson`).
 """
 
 import math
