@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,3 +67,20 @@ def test_unknown_names_are_refused(name: str) -> None:
 
 def test_rooms_are_still_attributes() -> None:
     assert cers.config.RunConfig is sys.modules["cers.config"].RunConfig
+
+
+def test_the_readme_example_runs_as_it_stands(
+    scans: Path, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.split("```python\n")[1].split("```")[0]
+    small = [s for s in settings if not s.startswith(("data.path", "data.split"))]
+    wanted = '"data.split=split.json"]'
+    assert wanted in code
+    monkeypatch.chdir(scans.parent)
+    names: dict[str, Any] = {}
+    exec(code.replace(wanted, f'"data.split=split.json", *{small!r}]').replace("runs/", f"{tmp_path}/"), names)
+    assert len(names["cases"]) == 24
+    assert 0 <= names["summary"]["branches"]["declared"]["all"]["metrics"]["dice"]["mean"] <= 1
+    assert cers.report(str(names["run"]), out=str(tmp_path / "report.html")).is_file()
+    assert cers.load_run(str(names["run"])).config == cers.load_run(names["run"]).config

@@ -16,7 +16,7 @@ from cers.data.layouts import load_cases
 from cers.errors import CersError
 from cers.evaluate.retrieval import retrieval_quality
 from cers.evaluate.table import build_rows, summarise, write_cases_csv, write_summary
-from cers.files import write_atomic
+from cers.files import AnyPath, write_atomic
 from cers.predict.pools import load_pool
 from cers.predict.prediction import CasePrediction
 from cers.predict.predictor import Predictor
@@ -27,15 +27,15 @@ OnCase = Callable[[int, int], None]
 
 
 def evaluate(
-    folder: Path,
+    folder: AnyPath,
     overrides: Sequence[str] = (),
     *,
     part: str = "test",
-    data: Path | None = None,
+    data: AnyPath | None = None,
     layout: str = "auto",
-    pool: Path | None = None,
+    pool: AnyPath | None = None,
     retrieval: str | None = None,
-    out: Path | None = None,
+    out: AnyPath | None = None,
     on_case: OnCase | None = None,
 ) -> dict[str, Any]:
     """Score a run on its test (or `val`) part, or on every annotated case of another dataset `data`.
@@ -49,6 +49,8 @@ def evaluate(
     Raises:
         CersError: no trained run, no such part or dataset, or `pool` was built with another encoder.
     """
+    folder = Path(folder)
+    data, pool, out = (None if path is None else Path(path) for path in (data, pool, out))
     run = load_run(folder, overrides)
     cases = _own_cases(run, part) if data is None else _other_cases(data, layout)
     if retrieval is not None:

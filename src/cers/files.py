@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cers.errors import CersError
 
+AnyPath = Path | str
+
 
 def write_atomic(path: Path, data: str | bytes) -> None:
     """Write `data` (text as UTF-8) to a temporary name beside `path`, then rename it.

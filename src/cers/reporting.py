@@ -11,7 +11,7 @@ from cers.engine.log import read_log
 from cers.errors import CersError, nearest
 from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
 from cers.evaluation import evaluation_folder, truth_of
-from cers.files import write_atomic
+from cers.files import AnyPath, write_atomic
 from cers.predict.pools import load_pool
 from cers.predict.prediction import CasePrediction, Reference
 from cers.predict.predictor import Predictor
@@ -25,13 +25,13 @@ REJECTED_SHOWN = 5
 
 
 def report(
-    folder: Path,
+    folder: AnyPath,
     overrides: Sequence[str] = (),
     *,
-    pool: Path | None = None,
+    pool: AnyPath | None = None,
     chosen: Sequence[str] = (),
     n_each: int = 3,
-    out: Path | None = None,
+    out: AnyPath | None = None,
 ) -> Path:
     """Write `report.html` of an evaluated run: curves, metrics, and best, median and worst cases with their evidence.
 
@@ -42,6 +42,8 @@ def report(
         CersError: the run is not there or not evaluated yet, a chosen case was not scored, its data are not there, or
             they lack cases of `pool`.
     """
+    folder = Path(folder)
+    pool, out = (None if path is None else Path(path) for path in (pool, out))
     run = load_run(folder, overrides)
     scores = evaluation_folder(folder, pool=pool)
     summary = _summary(scores, f"cers eval {folder}" + ("" if pool is None else f" --pool {pool}"))

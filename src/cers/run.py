@@ -22,7 +22,7 @@ from cers.engine.log import OnRow, read_log
 from cers.engine.trainer import Streams, Trainer
 from cers.engine.weights import build_encoder, fingerprint
 from cers.errors import CersError
-from cers.files import write_atomic
+from cers.files import AnyPath, write_atomic
 from cers.material import Decoding, dataset_cases, fit_texts, load_dataset, make_batches, training_cases
 from cers.methods.base import Method, Setup
 from cers.methods.registry import create_method, method_settings
@@ -86,7 +86,7 @@ class NewRun:
 
 def train(
     config: RunConfig,
-    folder: Path,
+    folder: AnyPath,
     *,
     overwrite: bool = False,
     on_note: Callable[[str], None] | None = None,
@@ -102,6 +102,7 @@ def train(
         CersError: bad settings or data, an existing run without `overwrite`, a full disk, a loss that is not finite.
         Interrupted: Ctrl-C; `resume(folder)` goes on.
     """
+    folder = Path(folder)
     _require_free(folder, overwrite)
     # Everything is read before an older run is deleted.
     new = prepare(config, folder, on_note=on_note, on_row=on_row, on_decode=on_decode)
@@ -137,7 +138,7 @@ def prepare(
 
 
 def resume(
-    folder: Path,
+    folder: AnyPath,
     overrides: Sequence[str] = (),
     *,
     on_row: OnRow | None = None,
@@ -148,6 +149,7 @@ def resume(
     Raises:
         CersError: no run there, or an override would change what it computes.
     """
+    folder = Path(folder)
     config = read_config(folder, overrides)
     split = load_split(folder / "split.json")
     cases = dataset_cases(config, split)
@@ -155,12 +157,13 @@ def resume(
     return _run(_trainer(config, folder, cases, split, texts, on_row, on_decode))
 
 
-def load_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
+def load_run(folder: AnyPath, overrides: Sequence[str] = ()) -> Run:
     """The run in `folder` with its best weights, ready to predict; `overrides` say e.g. where its data are now.
 
     Raises:
         CersError: no run there, not trained yet, its files do not fit each other, or an override would change it.
     """
+    folder = Path(folder)
     config = read_config(folder, overrides)
     split = load_split(folder / "split.json")
     texts = TextEncoders.load(folder / "text", config.text)

@@ -10,6 +10,7 @@ from cers.data.problems import Problem, shortened, some
 from cers.data.readers import LAYOUTS, LVIT_FOLDERS, negative_cases
 from cers.data.tables import Texts, add_text_files, collect_rationales, collect_texts, find_tables
 from cers.errors import CersError, nearest
+from cers.files import AnyPath
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class Scan:
 
 
 def scan(
-    path: Path,
+    path: AnyPath,
     layout: str = "auto",
     *,
     negatives: bool = False,
     group_pattern: str | None = None,
-    rationales: Path | None = None,
+    rationales: AnyPath | None = None,
 ) -> Scan:
     """Everything about the dataset at `path`. A bad file among many becomes a `Problem`, not an exception.
 
@@ -68,12 +69,12 @@ def scan(
 
 
 def load_cases(
-    path: Path,
+    path: AnyPath,
     layout: str = "auto",
     *,
     negatives: bool = False,
     group_pattern: str | None = None,
-    rationales: Path | None = None,
+    rationales: AnyPath | None = None,
 ) -> list[Case]:
     """The cases of a dataset without errors; arguments as for `scan`.
 
@@ -86,7 +87,7 @@ def load_cases(
     return found.cases
 
 
-def detect_layout(path: Path) -> str:
+def detect_layout(path: AnyPath) -> str:
     """The name of the layout at `path`, or in one of the folders up to two levels below.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cers.errors import CersError, nearest
-from cers.files import write_atomic
+from cers.files import AnyPath, write_atomic
 
 
 class PoolEntry(NamedTuple):
@@ -159,8 +159,9 @@ class KnowledgePool(nn.Module):
             allowed = allowed & ~same
         return allowed
 
-    def save(self, folder: Path, encoder: str) -> None:
+    def save(self, folder: AnyPath, encoder: str) -> None:
         """Write `pool.safetensors` and `manifest.json`; `encoder` is the fingerprint of the network that filled it."""
+        folder = Path(folder)
         manifest = {
             "encoder": encoder,
             "shape": asdict(self.shape),
@@ -170,12 +171,13 @@ class KnowledgePool(nn.Module):
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False))
 
     @classmethod
-    def load(cls, folder: Path, encoder: str | None = None) -> Self:
+    def load(cls, folder: AnyPath, encoder: str | None = None) -> Self:
         """Read a saved pool.
 
         Raises:
             CersError: it is missing, broken, or was built with another encoder than `encoder`.
         """
+        folder = Path(folder)
         try:
             manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             pool = cls([PoolEntry(*entry) for entry in manifest["entries"]], PoolShape(**manifest["shape"]))
