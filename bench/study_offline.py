@@ -4,6 +4,7 @@
     python BUNDLE/study_offline.py run BUNDLE RESULTS.tar.gz --minutes 9 --jobs 4     # there, as often as needed
     python bench/study_offline.py unpack RESULTS.tar.gz runs/table1                    # here again
     cers study table1 --preset screen data.path=… data.split=… --out runs/table1       # finds each run, and tabulates
+    python bench/study_offline.py gather runs/table1 RESULTS.tar.gz                    # of what ran here, to share
 
 BUNDLE (at most 60 MiB) holds this package's source, the study, its split, the cases of the split with their texts,
 files that settings name (rationales, weights, text encoders), and wheels of packages that the other machine lacks.
@@ -300,6 +301,15 @@ def _gather(out: Path, results: Path) -> None:
     temporary.replace(results)
 
 
+def gather(out: Path, results: Path) -> int:
+    """Write the result files of a study that ran here; how many runs they are of."""
+    finished = len(_finished(out))
+    if not finished:
+        raise SystemExit(f"error: {out} holds no finished run of a study")
+    _gather(out, results)
+    return finished
+
+
 def unpack(results: Path, out: Path) -> tuple[int, list[Path]]:
     """Put the runs of `results` into a study's folder: how many, and those begun here that were let be.
 
@@ -374,9 +384,10 @@ def main() -> int:
     for option, default in (("--minutes", 9.0), ("--jobs", 1), ("--threads", 1)):
         running.add_argument(option, type=type(default), default=default)
     running.add_argument("--dry-run", action="store_true")
-    unpacking = verbs.add_parser("unpack")
-    unpacking.add_argument("results", type=Path)
-    unpacking.add_argument("out", type=Path)
+    for verb, names in (("unpack", ("results", "out")), ("gather", ("out", "results"))):
+        moving = verbs.add_parser(verb)
+        for name in names:
+            moving.add_argument(name, type=Path)
     given, rest = parser.parse_known_args()
     if given.verb != "pack" or any(word.startswith("-") for word in rest):
         given = parser.parse_args()
@@ -386,6 +397,9 @@ def main() -> int:
         return run(given)
     if given.verb == "unpack":
         _told(given.results, given.out)
+        return 0
+    if given.verb == "gather":
+        sys.stdout.write(f"{gather(given.out, given.results)} runs in {given.results}\n")
         return 0
     from cers.errors import CersError
 

@@ -183,7 +183,10 @@ def test_unpacking_leaves_alone_what_is_here_under_any_name(tmp_path, capsys):
     there, here = tmp_path / "there", tmp_path / "here"
     for key in ("aaa", "bbb", "ccc"):
         finished_run(there / "runs" / f"row-{key}", "new")
-    script._gather(there, tmp_path / "r.tar.gz")
+    assert offline("gather", there, tmp_path / "r.tar.gz") == 0
+    assert capsys.readouterr().out == f"3 runs in {tmp_path / 'r.tar.gz'}\n"
+    with pytest.raises(SystemExit, match="holds no finished run"):
+        offline("gather", tmp_path, tmp_path / "none.tar.gz")
     finished_run(here / "runs" / "renamed-aaa", "old")
     (here / "runs" / "row-bbb" / "checkpoints").mkdir(parents=True)
     assert offline("unpack", tmp_path / "r.tar.gz", here) == 0
@@ -195,7 +198,8 @@ def test_unpacking_leaves_alone_what_is_here_under_any_name(tmp_path, capsys):
     assert (here / "runs" / "renamed-aaa" / "run.json").read_text(encoding="utf-8") == "old"
     for key in ("aaa", "ccc"):
         (there / "runs" / f"row-{key}" / "eval").rename(there / "runs" / f"row-{key}" / "eval-val")
-    script._gather(there, tmp_path / "val.tar.gz")
+    assert offline("gather", there, tmp_path / "val.tar.gz") == 0
+    capsys.readouterr()
     assert offline("unpack", tmp_path / "val.tar.gz", here) == 0
     assert {path.name for path in (here / "runs" / "row-ccc").glob("eval*")} == {"eval", "eval-val"}
     # Another training of the same run: its scores are not those of the weights here.
