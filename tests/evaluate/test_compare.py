@@ -14,7 +14,16 @@ from cers.data.case import Case
 from cers.data.splits import make_split, save_split
 from cers.errors import CersError
 from cers.evaluate.compare import compare, compare_sections
-from cers.evaluate.comparison_table import cost_rows, full_rows, legend, to_csv, to_latex, to_markdown
+from cers.evaluate.comparison_table import (
+    cost_rows,
+    full_rows,
+    legend,
+    overview_rows,
+    parts,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from cers.evaluate.metrics import METRICS
 from cers.evaluate.table import build_rows, read_cases_csv, write_cases_csv
 from cers.predict.prediction import CasePrediction
@@ -238,6 +247,21 @@ def test_holm_counts_every_comparison_of_every_section(runs, tmp_path):
     assert [line.section for line in strong] == ["a", "b"]
     assert strong[0].p_holm == pytest.approx(4 * strong[0].p)
     assert one.rows[1].dice.p_holm == pytest.approx(2 * strong[0].p)
+
+
+def test_several_sections_begin_with_an_overview(runs):
+    table = compare_sections({"5 %": runs, "25 %": {"alike": runs["alike"]}}, "weak")
+    head, *rows = overview_rows(table)
+    assert head == ["Dice ↑", "5 %", "25 %"]
+    assert [row[0] for row in rows] == ["weak", "strong", "alike"]
+    alike = next(row.dice for row in table.rows if row.method == "alike")
+    assert rows[0][1].endswith(" (2)")
+    assert rows[0][2] == "–"
+    assert rows[2][1:] == [f"{alike.mean:.3f} (1)"] * 2
+    assert next(iter(parts(table))) == "Overview"
+    assert to_markdown(table).startswith("| Dice ↑ | 5 % | 25 % |\n")
+    assert any(line.startswith("Overview:") for line in legend(table))
+    assert overview_rows(compare(runs, "weak")) == []
 
 
 def test_a_section_without_its_reference_has_no_differences(runs):

@@ -14,6 +14,17 @@ TEXT_MARK = "†"
 Rows = list[list[str]]
 
 
+def overview_rows(table: ComparisonTable) -> Rows:
+    """Head and a row per method with its Dice in every section, and of how many seeds; empty for a single section."""
+    sections = list(dict.fromkeys(row.section for row in table.rows))
+    if len(sections) < 2:
+        return []
+    by_name: dict[str, dict[str, str]] = {}
+    for row in table.rows:
+        by_name.setdefault(_name(row), {})[row.section] = f"{_mean(row.dice)} ({row.dice.seeds})"
+    return [["Dice ↑", *sections], *([name, *(of.get(s, "–") for s in sections)] for name, of in by_name.items())]
+
+
 def score_rows(table: ComparisonTable) -> Rows:
     """Head and a row per method: overlap with its intervals, and distances."""
     head = [*_names(table), "seeds", "N", "Dice ↑", "95 %", "IoU ↑", "95 %", "HD95 ↓", "NSD ↑", "false ↓"]
@@ -43,7 +54,8 @@ def parts(table: ComparisonTable) -> dict[str, Rows]:
     tested = [cells for cells, row in zip(differences, table.rows, strict=True) if not isnan(row.dice.p)]
     three = {"Scores": score_rows(table), "Differences": [head, *tested], "What it took": cost_rows(table)}
     known = {name: _without_empty_columns(rows) for name, rows in three.items()}
-    return {name: rows for name, rows in known.items() if len(rows) > 1 and len(rows[0]) > len(_names(table))}
+    shown = {name: rows for name, rows in known.items() if len(rows) > 1 and len(rows[0]) > len(_names(table))}
+    return {"Overview": overview, **shown} if (overview := overview_rows(table)) else shown
 
 
 def full_rows(table: ComparisonTable) -> Rows:
@@ -60,6 +72,8 @@ def legend(table: ComparisonTable) -> list[str]:
         "and over seeds, ± standard deviation of seeds. "
         "95 %: bootstrap over cases, or groups where known, for these trained networks.",
     ]
+    if overview_rows(table):
+        lines.append("Overview: mean Dice ± standard deviation of seeds (number of seeds).")
     if table.comparisons:
         lines.append(
             f"Δ: difference to {table.reference}, paired by case and seed; its 95 % interval covers cases and, from "
@@ -73,7 +87,8 @@ def legend(table: ComparisonTable) -> list[str]:
 
 def to_markdown(table: ComparisonTable) -> str:
     """The full table in Markdown, with its legend."""
-    return markdown(full_rows(table)) + "".join(f"\n{line}\n" for line in legend(table))
+    tables = [markdown(rows) for rows in (overview_rows(table), full_rows(table)) if rows]
+    return "\n".join(tables) + "".join(f"\n{line}\n" for line in legend(table))
 
 
 def to_latex(table: ComparisonTable, caption: str = "") -> str:
