@@ -12,9 +12,9 @@ Images travel as they are; `--side 128` shrinks those and the masks as the run i
 same, but scores are at that size: do not mix them with others). `--labelled`, `--seeds`, `--rows` and `--part` are as
 for `cers study`.
 
-RESULTS holds what a table is made of: settings, split, log, costs and scores by case, no weights and no masks. It is
-written anew whenever a run has finished, so that a killed call loses none; a later `run` takes finished runs from it.
-Where the machine was not lost, unfinished runs go on from checkpoints in --work.
+RESULTS (.tar.gz or .tar.xz) holds what a table is made of: settings, split, log, costs and scores by case, no weights,
+no masks. It is written anew whenever a run has finished, so that a killed call loses none; a later `run` takes finished
+runs from it. Where the machine was not lost, unfinished runs go on from checkpoints in --work.
 """
 
 import argparse
@@ -293,7 +293,7 @@ def _gather(out: Path, results: Path) -> None:
     """Write the result files of every finished run."""
     results.parent.mkdir(parents=True, exist_ok=True)
     temporary = results.with_name(f".{results.name}.tmp")
-    with tarfile.open(temporary, "w:gz") as archive:
+    with tarfile.open(temporary, "w:xz" if results.suffix == ".xz" else "w:gz") as archive:
         for folder in _finished(out):
             scores = [path.parent for path in folder.glob("eval*/summary.json")]
             for file in (*(folder / name for name in RUN_FILES), *(s / name for s in scores for name in SCORES)):

@@ -198,9 +198,9 @@ def test_unpacking_leaves_alone_what_is_here_under_any_name(tmp_path, capsys):
     assert (here / "runs" / "renamed-aaa" / "run.json").read_text(encoding="utf-8") == "old"
     for key in ("aaa", "ccc"):
         (there / "runs" / f"row-{key}" / "eval").rename(there / "runs" / f"row-{key}" / "eval-val")
-    assert offline("gather", there, tmp_path / "val.tar.gz") == 0
+    assert offline("gather", there, tmp_path / "val.tar.xz") == 0
     capsys.readouterr()
-    assert offline("unpack", tmp_path / "val.tar.gz", here) == 0
+    assert offline("unpack", tmp_path / "val.tar.xz", here) == 0
     assert {path.name for path in (here / "runs" / "row-ccc").glob("eval*")} == {"eval", "eval-val"}
     # Another training of the same run: its scores are not those of the weights here.
     assert {path.name for path in (here / "runs" / "renamed-aaa").glob("eval*")} == {"eval"}
