@@ -261,6 +261,9 @@ def test_several_sections_begin_with_an_overview(runs):
     assert next(iter(parts(table))) == "Overview"
     assert to_markdown(table).startswith("| Dice ↑ | 5 % | 25 % |\n")
     assert any(line.startswith("Overview:") for line in legend(table))
+    few = {name: runs[name] for name in ("weak", "alike")}
+    turned = compare_sections({"2 %": few, "25 %": runs}, "weak")
+    assert [row[0] for row in overview_rows(turned)] == ["Dice ↑", "weak", "strong", "alike"]
     assert overview_rows(compare(runs, "weak")) == []
 
 

@@ -15,14 +15,19 @@ Rows = list[list[str]]
 
 
 def overview_rows(table: ComparisonTable) -> Rows:
-    """Head and a row per method with its Dice in every section, and of how many seeds; empty for a single section."""
-    sections = list(dict.fromkeys(row.section for row in table.rows))
-    if len(sections) < 2:
-        return []
-    by_name: dict[str, dict[str, str]] = {}
+    """Head and a row per method with its Dice in every section, and of how many seeds; empty for a single section.
+
+    In the order of the section with most methods: the others may lack some.
+    """
+    by_section: dict[str, dict[str, str]] = {}
     for row in table.rows:
-        by_name.setdefault(_name(row), {})[row.section] = f"{_mean(row.dice)} ({row.dice.seeds})"
-    return [["Dice ↑", *sections], *([name, *(of.get(s, "–") for s in sections)] for name, of in by_name.items())]
+        by_section.setdefault(row.section, {})[_name(row)] = f"{_mean(row.dice)} ({row.dice.seeds})"
+    if len(by_section) < 2:
+        return []
+    fullest_first = sorted(by_section.values(), key=len, reverse=True)
+    names = dict.fromkeys(name for section in fullest_first for name in section)
+    body = [[name, *(section.get(name, "–") for section in by_section.values())] for name in names]
+    return [["Dice ↑", *by_section], *body]
 
 
 def score_rows(table: ComparisonTable) -> Rows:
