@@ -306,7 +306,10 @@ def gather(out: Path, results: Path) -> int:
     finished = len(_finished(out))
     if not finished:
         raise SystemExit(f"error: {out} holds no finished run of a study")
-    _gather(out, results)
+    try:
+        _gather(out, results)
+    except OSError as error:
+        raise SystemExit(f"error: cannot write {results}: {error.strerror}") from None
     return finished
 
 

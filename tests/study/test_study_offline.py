@@ -187,6 +187,8 @@ def test_unpacking_leaves_alone_what_is_here_under_any_name(tmp_path, capsys):
     assert capsys.readouterr().out == f"3 runs in {tmp_path / 'r.tar.gz'}\n"
     with pytest.raises(SystemExit, match="holds no finished run"):
         offline("gather", tmp_path, tmp_path / "none.tar.gz")
+    with pytest.raises(SystemExit, match="cannot write"):
+        offline("gather", there, tmp_path / "r.tar.gz" / "r.tar.gz")
     finished_run(here / "runs" / "renamed-aaa", "old")
     (here / "runs" / "row-bbb" / "checkpoints").mkdir(parents=True)
     assert offline("unpack", tmp_path / "r.tar.gz", here) == 0
