@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from cers.data.case import Case
 from cers.data.images import read_mask
 from cers.data.layouts import load_cases
+from cers.data.prediction import CasePrediction
 from cers.errors import CersError
 from cers.evaluate.retrieval import retrieval_quality
 from cers.evaluate.table import build_rows, summarise, write_cases_csv, write_summary
 from cers.files import AnyPath, write_atomic
 from cers.predict.pools import load_pool
-from cers.predict.prediction import CasePrediction
 from cers.predict.predictor import Predictor
 from cers.run import Run, load_run
 

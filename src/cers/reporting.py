@@ -7,13 +7,13 @@ from typing import Any
 
 from cers.data.case import Case
 from cers.data.images import read_image
+from cers.data.prediction import CasePrediction, Reference
 from cers.engine.log import read_log
 from cers.errors import CersError, nearest
 from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
 from cers.evaluation import evaluation_folder, truth_of
 from cers.files import AnyPath, write_atomic
 from cers.predict.pools import load_pool
-from cers.predict.prediction import CasePrediction, Reference
 from cers.predict.predictor import Predictor
 from cers.report.content import ReportData, ShownCase, ShownReference
 from cers.report.page import render_report

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cers.data.case import Case
+from cers.data.prediction import CasePrediction
 from cers.errors import CersError
 from cers.evaluate.metrics import METRICS, Metrics
 from cers.evaluate.table import (
@@ -22,7 +23,6 @@ from cers.evaluate.table import (
     write_cases_csv,
     write_summary,
 )
-from cers.predict.prediction import CasePrediction
 
 SHAPE = (40, 50)
 COLUMNS = "id,branch,label,group,size,dice,iou,nsd,hd95,assd,border_dice,false_lesions,predicted_area,true_area"

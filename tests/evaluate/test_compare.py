@@ -11,6 +11,7 @@ import pytest
 
 from cers.config import dump_config, parse_config
 from cers.data.case import Case
+from cers.data.prediction import CasePrediction
 from cers.data.splits import make_split, save_split
 from cers.errors import CersError
 from cers.evaluate.compare import compare, compare_sections
@@ -26,7 +27,6 @@ from cers.evaluate.comparison_table import (
 )
 from cers.evaluate.metrics import METRICS
 from cers.evaluate.table import build_rows, read_cases_csv, write_cases_csv
-from cers.predict.prediction import CasePrediction
 
 N = 24
 

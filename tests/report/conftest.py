@@ -10,9 +10,9 @@ import pytest
 from browser import Browser
 
 from cers.data.case import Case
+from cers.data.prediction import CasePrediction
 from cers.evaluate.retrieval import retrieval_quality
 from cers.evaluate.table import build_rows, summarise
-from cers.predict.prediction import CasePrediction
 from cers.report.page import ReportData, ShownCase, ShownReference
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cers.data.case import Case
+from cers.data.prediction import CasePrediction
 from cers.errors import CersError
 from cers.evaluate.metrics import METRICS, Metrics, score
 from cers.evaluate.statistics import bootstrap_interval, group_index
 from cers.files import write_atomic
-from cers.predict.prediction import CasePrediction
 
 DECLARED = "declared"
 SIZES = ("none", "small", "medium", "large")

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from cers.data.case import Batch, Case
 from cers.data.loaders import evaluation_batches, restore
+from cers.data.prediction import CasePrediction, Reference
 from cers.engine.device import actual_precision, make_accelerator
 from cers.material import Decoding, unannotated
 from cers.methods.base import Evidence, Prediction
-from cers.predict.prediction import CasePrediction, Reference
 from cers.retrieval.pool import KnowledgePool
 from cers.run import Run
 
