@@ -8,8 +8,8 @@
 
 BUNDLE (at most 60 MiB) holds this package's source, the study, its split, the cases of the split with their texts,
 files that settings name (rationales, weights, text encoders), and wheels of packages that the other machine lacks.
-Images travel as they are; `--side 128` shrinks those and the masks as the run itself would (what is trained stays the
-same, but scores are at that size: do not mix them with others). `--labelled`, `--seeds`, `--rows` and `--part` are as
+Images travel as they are; `--side 128` shrinks those that are not scored, and their masks, as the run itself would, so
+that what is trained and how it is scored stay the same. `--labelled`, `--seeds`, `--rows` and `--part` are as
 for `cers study`.
 
 RESULTS (.tar.gz or .tar.xz) holds what a table is made of: settings, split, log, costs and scores by case, no weights,
@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 LIMIT = 60 * 2**20
@@ -57,7 +57,7 @@ def pack(given: argparse.Namespace) -> None:
     overrides = [o for o in given.overrides if o.partition("=")[0] not in PLACES]
     study, overrides = _with_files(study, given.overrides, overrides, bundle)
     shutil.copy(config.data.split, bundle / "split.json")
-    carried = _carry_cases(config, bundle, given.side)
+    carried = _carry_cases(config, bundle, given.side, study.part)
     write_atomic(bundle / "study.yaml", _dumped(study, bundle))
     write_atomic(bundle / "overrides.json", json.dumps(overrides, indent=1))
     _carry_code(bundle, given.wheels)
@@ -133,7 +133,7 @@ def _dumped(study, bundle: Path) -> str:
     return dump_study(study)
 
 
-def _carry_cases(config, bundle: Path, side: int | None) -> int:
+def _carry_cases(config, bundle: Path, side: int | None, part: str) -> int:
     """Copy the cases of the split, and prove that the bundle is read as the same cases."""
     from cers.data.splits import load_split
     from cers.errors import CersError
@@ -146,7 +146,8 @@ def _carry_cases(config, bundle: Path, side: int | None) -> int:
     split = load_split(config.data.split, cases)
     wanted = {*split.labelled, *split.unlabelled, *split.val, *split.test, *split.left_out}
     carried = [case for case in cases if case.id in wanted]
-    write_atomic(bundle / "data" / "manifest.csv", _manifest(carried, bundle / "data", side, config))
+    sides = {case.id: None if case.id in split.parts[part] else side for case in carried}
+    write_atomic(bundle / "data" / "manifest.csv", _manifest(carried, bundle / "data", sides, config))
 
     def known(case) -> tuple:
         return case.id, case.report, case.rationale, case.mask_rationale, case.group, case.label, case.annotated
@@ -159,8 +160,8 @@ def _carry_cases(config, bundle: Path, side: int | None) -> int:
     return len(carried)
 
 
-def _manifest(cases: Sequence, folder: Path, side: int | None, config) -> str:
-    """Copy the images and masks of `cases`, and return the table of them."""
+def _manifest(cases: Sequence, folder: Path, sides: Mapping[str, int | None], config) -> str:
+    """Copy the images and masks of `cases`, shrunk where they have a side, and return the table of them."""
     text = io.StringIO()
     columns = ["image", "mask", "report", "cot", "mask_cot", "group", "label"]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -168,7 +169,7 @@ def _manifest(cases: Sequence, folder: Path, side: int | None, config) -> str:
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for case in cases:
-        image, mask = _copied(case, folder, side, config)
+        image, mask = _copied(case, folder, sides[case.id], config)
         texts = {"report": case.report, "cot": case.rationale, "mask_cot": case.mask_rationale}
         writer.writerow({"image": image, "mask": mask, **texts, "group": case.group, "label": case.label})
     return text.getvalue()

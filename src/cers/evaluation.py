@@ -140,7 +140,8 @@ def _scored(
         _write_mask(out / "masks" / f"{case.id}.png", prediction.probability >= THRESHOLD)
         references = [asdict(reference) for reference in prediction.references]
         if references:
-            evidence.append(json.dumps({"id": case.id, "references": references}) + "\n")
+            said = {"id": case.id, "references": references, "at_least": prediction.at_least}
+            evidence.append(json.dumps(said) + "\n")
         if on_case is not None:
             on_case(done, len(cases))
         yield case, prediction, truth_of(case, run, prediction.probability.shape)

@@ -153,6 +153,7 @@ def _shown_case(
         rationale=case.rationale,
         references=[_shown_reference(run, known, r) for r in prediction.references],
         rejected=[_shown_reference(run, known, r) for r in prediction.rejected[:REJECTED_SHOWN]],
+        at_least=prediction.at_least,
     )
 
 

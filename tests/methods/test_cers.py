@@ -570,7 +570,55 @@ def test_no_gradient_reaches_the_lesson():
     assert not any(x.requires_grad for x in (lesson.images, lesson.label, lesson.sure))
 
 
-@pytest.mark.parametrize("settings", [{"reference_masks": True}, {"strong_views": True}], ids=str)
+def silent_and_sized(**settings: Any) -> CERS:
+    """Sizes are known, every text agrees with every other, and the decoder outlines nothing."""
+    method = filled({"reference_sizes": True, "retrieval": "image+report", "k": 2, **settings})
+    method.pool.report.copy_(F.normalize(torch.ones_like(method.pool.report), dim=1))
+    method.retrieval_decoder.head.logit.bias.data.fill_(-20.0)
+    return method
+
+
+def agreeing_query() -> Batch:
+    batch = query()
+    return replace(batch, report=torch.ones_like(batch.report), report_known=torch.ones_like(batch.report_known))
+
+
+def outlined_share(probability: Tensor) -> Tensor:
+    return (probability > 0.5).flatten(1).float().mean(dim=1)
+
+
+def test_a_lesion_is_as_large_as_the_smallest_of_its_references():
+    method = silent_and_sized()
+    masks = make_batch(method.pool.ids, masked=True).required_masks
+    assert torch.allclose(method.pool.area, masks.mean(dim=(1, 2, 3)))
+    found = method.predict(agreeing_query())
+    smallest = method.pool.area[found.evidence.index].amin(dim=1)
+    assert torch.equal(found.evidence.at_least, smallest)
+    assert (outlined_share(found.probability) >= smallest).all()
+    assert (smallest > 0).all()
+    assert not outlined_share(found.branches["retrieval"]).any()
+    raised = found.probability.logit() - found.branches["retrieval"].logit()
+    assert torch.allclose(raised, raised[:, :, :1, :1].expand_as(raised), atol=1e-2)
+
+
+@pytest.mark.parametrize("what", ["no evidence", "other words", "no words", "no lesion", "not asked for"])
+def test_without_a_size_to_go_by_the_answer_is_the_decoders(what):
+    method = silent_and_sized(**({"reference_sizes": False} if what == "not asked for" else {}))
+    batch = agreeing_query()
+    if what == "other words":
+        method.pool.report.mul_(-1)
+    elif what == "no words":
+        unknown = torch.zeros_like(batch.report_known)
+        batch = replace(batch, report_known=unknown, cot_known=unknown)
+    elif what == "no lesion":
+        method.pool.area.zero_()
+    found = method.predict(batch, use_evidence=what != "no evidence")
+    assert torch.equal(found.probability, found.branches["retrieval"])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"reference_masks": True}, {"reference_sizes": True}, {"strong_views": True}], ids=str
+)
 def test_additions_train_without_retrieval_and_without_unlabelled_images(settings):
     method = cers({**settings, "retrieval": "none"})
     train(method, make_semi(unlabelled=(), strong_views=method.strong_views), 4)

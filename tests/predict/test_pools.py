@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from cers.cli.main import main
 from cers.cli.pool import app
-from cers.config import load_config
+from cers.config import MaskReading, load_config
+from cers.data.images import read_mask
 from cers.data.layouts import load_cases
 from cers.data.splits import make_split, save_split
 from cers.errors import CersError
@@ -73,6 +74,21 @@ def test_a_pool_of_references_with_masks_keeps_what_lies_under_them(home: Path) 
     assert background.any(dim=1).all()
     assert torch.equal(look_alike.any(dim=1), lesion.any(dim=1))
     assert evaluate(home / "masks", pool=home / "with", out=home / "with-masks")["branches"]
+
+
+def test_a_pool_of_references_with_sizes_keeps_how_large_their_lesions_are(home: Path) -> None:
+    config = load_config(home / "cers" / "config.yaml").with_values(["method.settings.reference_sizes=true"])
+    train(config, home / "sizes")
+    pool = build_pool(home / "sizes", home / "with-sizes", data=home / "elsewhere" / "manifest.csv")
+    cases = {case.id: case for case in load_cases(home / "elsewhere" / "manifest.csv") if case.annotated}
+    assert len(pool) == len(cases)
+    for id_, area in zip(pool.ids, pool.area.tolist(), strict=True):
+        case = cases[id_]
+        true = 0.0 if case.mask is None else float(read_mask(case.mask, MaskReading()).mean())
+        assert area == pytest.approx(true, abs=0.01)
+    assert evaluate(home / "sizes", pool=home / "with-sizes", out=home / "sized")["branches"]
+    lines = (home / "sized" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
+    assert all(0 <= json.loads(line)["at_least"] <= pool.area.max() for line in lines)
 
 
 def test_new_knowledge_changes_what_is_retrieved_and_nothing_else(home: Path, extended: Path) -> None:

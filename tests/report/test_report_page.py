@@ -209,6 +209,15 @@ def test_a_case_that_its_references_answer_says_so(case: ShownCase) -> None:
     assert words in page_of(replace(case, branches=branches, probability=alone)).words
 
 
+def test_a_case_whose_outline_grew_to_the_size_of_its_references_says_so(case: ShownCase) -> None:
+    words = "the smallest lesion among the retrieved cases whose words agree covers 2.3 % of its image"
+    sized = replace(case, at_least=0.0231)
+    assert words not in page_of(sized).words  # the decoder outlined as much by itself
+    smaller = {name: branch * 0.4 for name, branch in case.branches.items()}
+    assert words in page_of(replace(sized, branches=smaller)).words
+    assert words not in page_of(replace(sized, branches=smaller, at_least=0.0)).words
+
+
 def test_a_rationale_without_aspects_is_shown_as_it_is(case: ShownCase) -> None:
     page = page_of(replace(case, rationale="I cannot help with this image."))
     assert "I cannot help with this image." in page.words

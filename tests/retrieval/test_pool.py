@@ -254,6 +254,15 @@ def test_a_case_is_found_by_its_id_and_a_wrong_one_gets_a_hint():
         pool.row_of("case-22")
 
 
+def test_areas_are_kept_where_asked_for(tmp_path):
+    pool = KnowledgePool(entries(), PoolShape(channels=6, grid=2, areas=True))
+    pool.fill(IDS, rand(4, 6, 4, 4), area=torch.tensor([0.1, 0.2, 0.3, 0.0]))
+    assert pool.area[pool.row_of("d")] == pytest.approx(0.3)
+    pool.save(tmp_path, "e")
+    assert torch.equal(KnowledgePool.load(tmp_path).area, pool.area)
+    assert "area" not in KnowledgePool(entries(), SHAPE).state_dict()
+
+
 def test_prototypes_are_kept_where_asked_for_and_move_with_the_features(tmp_path):
     pool = KnowledgePool(entries(), PoolShape(channels=6, grid=2, prototypes=7))
     first, second = rand(4, 3, 7, seed=2), rand(4, 3, 7, seed=3)

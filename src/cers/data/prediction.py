@@ -25,7 +25,8 @@ class CasePrediction:
     """`probability` (H,W) of the declared branch and of each branch by name, float32 in [0, 1].
 
     `references` were used, in order of rank; `rejected` are coarse candidates, by image similarity, that the fine step
-    dropped. `without_evidence` (H,W) is the same branch with retrieval switched off, where asked for.
+    dropped. `at_least` is the share of the image that the lesion covers by what the references say, 0 where they do
+    not. `without_evidence` (H,W) is the same branch with retrieval switched off, where asked for.
     """
 
     id: str
@@ -33,4 +34,5 @@ class CasePrediction:
     branches: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     references: Sequence[Reference] = ()
     rejected: Sequence[Reference] = ()
+    at_least: float = 0.0
     without_evidence: NDArray[np.float32] | None = None

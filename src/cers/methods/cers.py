@@ -6,8 +6,8 @@ finds into the retrieval decoder (Eq. 3, 4), lets both decoders agree on unlabel
 pool after the encoder (Eq. 5).
 
 Beyond the paper, off unless turned on: with `reference_masks` references also say where their lesion lay, and what
-looked like it (`MaskPrior`); with `strong_views` the retrieval branch teaches both branches by strong views instead
-of Eq. 6 (`Lesson`).
+looked like it (`MaskPrior`); with `reference_sizes`, how large it was at least (`reference_size`); with `strong_views`
+the retrieval branch teaches both branches by strong views instead of Eq. 6 (`Lesson`).
 """
 
 import math
@@ -26,6 +26,7 @@ from cers.methods.alignment import Alignment
 from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, Setup, Stage, StepResult
 from cers.methods.evidence import Retriever, Strategy
 from cers.methods.outline import contradicted, outline
+from cers.methods.reference_size import raised
 from cers.methods.strong_views import Lesson
 from cers.nets.decoders import ResidualUNetDecoder
 from cers.nets.mask_prior import SCALES, MaskPrior, mask_prototypes, pointed
@@ -63,6 +64,7 @@ class CERSSettings(Settings):
     multi_scale: bool = True
     reference_masks: bool = Field(False, description="references also say where their lesion lay")
     pointing: float = Field(0.5, ge=0, description="weight of learning to find lesions by the references' masks alone")
+    reference_sizes: bool = Field(False, description="a lesion is as large as the smallest of its references at least")
     output: Literal["retrieval", "base"] = Field("retrieval", description="the declared branch")
     warmup_share: float = Field(0.3, gt=0, lt=1, description="share of the steps spent in the warm-up")
     warmup_lr_factor: float = Field(1.0, gt=0)
@@ -162,6 +164,7 @@ class CERS(Method):
                 report=batch.report,
                 report_known=batch.report_known,
                 prototypes=self._prototypes(batch, features),
+                area=batch.required_masks.mean(dim=(1, 2, 3)) if self.settings.reference_sizes else None,
             )
         self.train(training)
 
@@ -183,6 +186,7 @@ class CERS(Method):
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
         """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
 
+        With `reference_sizes` the answer is the declared branch raised to the size that its references ask for.
         Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
         no mask, in a pool that was extended since, it is outlined along the image, and the answer if it contradicts the
         declared branch.
@@ -190,13 +194,16 @@ class CERS(Method):
         features = self.encoder(batch.images)
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
         decoded = self._decode(batch, features, evidence, need_attention=True)
-        branches = {"retrieval": decoded.retrieval.float().sigmoid(), "base": decoded.base.float().sigmoid()}
-        probability = branches[self.settings.output]
+        logits = {"retrieval": decoded.retrieval.float(), "base": decoded.base.float()}
+        branches = {name: said.sigmoid() for name, said in logits.items()}
+        declared = probability = branches[self.settings.output]
+        if evidence is not None and evidence.at_least is not None:
+            probability = raised(logits[self.settings.output], evidence.at_least).sigmoid()
         if evidence is not None and decoded.margins is not None:
             said, asked = pointed(decoded.margins, batch.size), self._asks_for_new_knowledge(evidence)
             branches["references"] = theirs = said.sigmoid()
             theirs[asked] = outline(batch.images[asked], said[asked])
-            doubted = asked & contradicted(probability, theirs)
+            doubted = asked & contradicted(declared, theirs)
             probability = torch.where(doubted[:, None, None, None], theirs, probability)
         if evidence is not None:
             evidence = evidence.with_attention(decoded.attention)
@@ -329,7 +336,14 @@ class CERS(Method):
         grid = min(LARGEST_GRID, math.ceil(setup.image_size / TOKEN_STRIDE))
         cot = self.settings.embedding if setup.cot_width else 0
         prototypes = sum(self.encoder.channels[SCALES]) if self.mask_prior is not None else 0
-        return PoolShape(self.encoder.channels[-1], grid, cot, setup.report_width or 0, prototypes)
+        return PoolShape(
+            self.encoder.channels[-1],
+            grid,
+            cot,
+            setup.report_width or 0,
+            prototypes,
+            areas=self.settings.reference_sizes,
+        )
 
 
 def _studied(batch: SemiBatch, lesson: Lesson) -> SemiBatch:

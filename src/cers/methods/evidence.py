@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cers.data.case import Batch
 from cers.methods.base import Evidence
+from cers.methods.reference_size import smallest_size
 from cers.retrieval.pool import KnowledgePool
 from cers.retrieval.search import cosine_similarity, two_stage_search
 
@@ -51,16 +52,18 @@ class Retriever:
         found = two_stage_search(coarse, fine, allowed, candidates=self.candidates, k=self.k)
         candidate_image = by_image.gather(1, found.candidates)
         candidate_text = by_text(found.candidates) if found.fine is None else found.fine
+        text = candidate_text.gather(1, found.place)
         return Evidence(
             pool_ids=pool.ids,
             index=found.index,
             valid=found.valid,
             image_similarity=candidate_image.gather(1, found.place),
-            text_similarity=candidate_text.gather(1, found.place),
+            text_similarity=text,
             candidates=found.candidates,
             candidates_valid=found.candidates_valid,
             candidate_image_similarity=candidate_image,
             candidate_text_similarity=candidate_text,
+            at_least=smallest_size(pool.area[found.index], text, found.valid) if pool.shape.areas else None,
         )
 
     def _text_similarity(

@@ -83,7 +83,7 @@ def build_pool(
         )
     shape = run.method.pool.shape
     cases = _entries(run, data, layout, keep_own, split)
-    if not (with_masks := shape.prototypes > 0):  # then masks need not be decoded
+    if not (with_masks := shape.prototypes > 0 or shape.areas):  # then masks need not be decoded
         cases = [replace(case, mask=None, negative=False) for case in cases]
     pool = KnowledgePool([PoolEntry(c.id, c.group, c.label) for c in cases], shape)
     accelerator = make_accelerator(run.config.train.precision)

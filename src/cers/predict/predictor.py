@@ -75,6 +75,7 @@ class Predictor:
             branches={name: _restored(p[row], size) for name, p in prediction.branches.items()},
             references=() if evidence is None else _references(evidence, row),
             rejected=() if evidence is None else _rejected(evidence, row),
+            at_least=0.0 if evidence is None or evidence.at_least is None else float(evidence.at_least[row]),
             without_evidence=None if without is None else _restored(without[row], size),
         )
 

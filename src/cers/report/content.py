@@ -39,7 +39,8 @@ class ShownCase:
 
     `heading` is best, median, worst or example. `probability`, each of `branches` and `without_evidence` (H,W) are in
     [0, 1]; `truth` (H,W) is None where nobody annotated the image. `references` are in order of rank, `rejected` in
-    order of image similarity; both are empty for a method without evidence.
+    order of image similarity; both are empty for a method without evidence. `at_least` is the share of the image that
+    the lesion covers by what the references say, 0 where they do not.
 
     Raises:
         ValueError: a map has not the size of `image`.
@@ -58,6 +59,7 @@ class ShownCase:
     rationale: str | None = None
     references: Sequence[ShownReference] = ()
     rejected: Sequence[ShownReference] = ()
+    at_least: float = 0.0
 
     def __post_init__(self) -> None:
         maps = {"probability": self.probability, "truth": self.truth, "without_evidence": self.without_evidence}

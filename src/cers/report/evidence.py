@@ -103,6 +103,8 @@ def explain(case: ShownCase) -> list[str]:
             "The retrieved cases answer here, not the decoder: most are of a class of which training had no mask, and "
             "they point to another place. From there the outline follows the edges of the image."
         )
+    if sentence := _enlarged(case):
+        said.append(sentence)
     if case.truth is None:
         said.append("Nobody annotated this image, so there is nothing to measure against.")
     elif not case.truth.any():
@@ -183,6 +185,16 @@ def _change(probability: Map, without: Map, truth: NDArray[np.bool_] | None) -> 
     if truth is None:
         return f"{change}."
     return f"{change}: Dice {overlap(on, truth)[0]:.3f} with it, {overlap(off, truth)[0]:.3f} without."
+
+
+def _enlarged(case: ShownCase) -> str:
+    """What the sizes of the references did to the outline; nothing where some branch is the answer as it is."""
+    if not case.at_least or any(np.array_equal(branch, case.probability) for branch in case.branches.values()):
+        return ""
+    return (
+        "The outline was enlarged: the smallest lesion among the retrieved cases whose words agree covers "
+        f"{100 * case.at_least:.1f} % of its image, and the decoder by itself outlined less."
+    )
 
 
 def _span(references: Sequence[ShownReference]) -> str:

@@ -27,20 +27,25 @@ class PoolEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class PoolShape:
-    """Widths of a pool: image channels, side of the token grid, CoT and report embeddings, prototypes (0: none)."""
+    """Widths of a pool: image channels, side of the token grid, CoT and report embeddings, prototypes (0: none).
+
+    `areas` says whether it keeps how large each lesion is.
+    """
 
     channels: int
     grid: int
     cot: int = 0
     report: int = 0
     prototypes: int = 0
+    areas: bool = False
 
 
 class KnowledgePool(nn.Module):
     """Embeddings of N labelled cases, in order of id.
 
     `image` (N,C), `cot` (N,E) and `report` (N,R) are of unit length; `tokens` (N,T,C), T = grid², are features of the
-    reference itself; `prototypes` (N,3,D), where wanted, of its lesion, its background and its look-alike. All but
+    reference itself; `prototypes` (N,3,D), where wanted, of its lesion, its background and its look-alike; `area` (N,),
+    where wanted, is the share of its image that the lesion covers. All but `area` and
     `image`, which moves in small steps (Eq. 5), are kept in half precision. `filled`, `cot_known` and `report_known`
     (N,) say which rows hold something.
     All are buffers, so a pool travels in its method's state_dict; none ever carries a gradient.
@@ -51,6 +56,7 @@ class KnowledgePool(nn.Module):
     cot: Tensor
     report: Tensor
     prototypes: Tensor
+    area: Tensor
     filled: Tensor
     cot_known: Tensor
     report_known: Tensor
@@ -70,6 +76,8 @@ class KnowledgePool(nn.Module):
         self.register_buffer("report", torch.zeros(n, shape.report, dtype=torch.float16))
         if shape.prototypes:
             self.register_buffer("prototypes", torch.zeros(n, 3, shape.prototypes, dtype=torch.float16))
+        if shape.areas:
+            self.register_buffer("area", torch.zeros(n))
         for name in ("filled", "cot_known", "report_known"):
             self.register_buffer(name, torch.zeros(n, dtype=torch.bool))
         self.register_buffer("group_code", torch.tensor([self._group(e.group) for e in self.entries]), persistent=False)
@@ -98,8 +106,9 @@ class KnowledgePool(nn.Module):
         report: Tensor | None = None,
         report_known: Tensor | None = None,
         prototypes: Tensor | None = None,
+        area: Tensor | None = None,
     ) -> None:
-        """Write rows afresh from last features (B,C,h,w), text embeddings (B,E), (B,R) and prototypes (B,3,D).
+        """Write rows afresh from last features (B,C,h,w), text embeddings (B,E), (B,R), prototypes (B,3,D), area (B,).
 
         Raises:
             KeyError: an id is not an entry of this pool.
@@ -117,6 +126,8 @@ class KnowledgePool(nn.Module):
             self.report_known[rows] = report_known
         if prototypes is not None:
             self.prototypes[rows] = prototypes.half()
+        if area is not None:
+            self.area[rows] = area
 
     @torch.no_grad()
     def update(

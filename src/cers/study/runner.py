@@ -11,7 +11,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from cers.errors import CersError
@@ -217,8 +216,8 @@ def _launch(target: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, 
 
 
 def _context() -> Any:
-    """Forks of a server that has imported everything; CUDA, once looked for, does not survive a fork."""
-    if torch.cuda.is_available() or "forkserver" not in multiprocessing.get_all_start_methods():
+    """Forks of a server that has imported everything, and never looked for CUDA, which would not survive a fork."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(WORKER_MODULES)
