@@ -26,7 +26,7 @@ from cers.methods.alignment import Alignment
 from cers.methods.base import Evidence, Method, Prediction, Progress, Settings, Setup, Stage, StepResult
 from cers.methods.evidence import Retriever, Strategy
 from cers.methods.outline import contradicted, outline
-from cers.methods.reference_size import raised
+from cers.methods.reference_size import grown
 from cers.methods.strong_views import Lesson
 from cers.nets.decoders import ResidualUNetDecoder
 from cers.nets.mask_prior import SCALES, MaskPrior, mask_prototypes, pointed
@@ -186,7 +186,7 @@ class CERS(Method):
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
         """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
 
-        With `reference_sizes` the answer is the declared branch raised to the size that its references ask for.
+        With `reference_sizes` the answer is the declared branch, grown to the size that its references ask for.
         Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
         no mask, in a pool that was extended since, it is outlined along the image, and the answer if it contradicts the
         declared branch.
@@ -198,7 +198,7 @@ class CERS(Method):
         branches = {name: said.sigmoid() for name, said in logits.items()}
         declared = probability = branches[self.settings.output]
         if evidence is not None and evidence.at_least is not None:
-            probability = raised(logits[self.settings.output], evidence.at_least).sigmoid()
+            probability = grown(logits[self.settings.output], evidence.at_least).sigmoid()
         if evidence is not None and decoded.margins is not None:
             said, asked = pointed(decoded.margins, batch.size), self._asks_for_new_knowledge(evidence)
             branches["references"] = theirs = said.sigmoid()

@@ -192,7 +192,7 @@ def _enlarged(case: ShownCase) -> str:
     if not case.at_least or any(np.array_equal(branch, case.probability) for branch in case.branches.values()):
         return ""
     return (
-        "The outline was enlarged: the smallest lesion among the retrieved cases whose words agree covers "
+        "The outline was enlarged: the smallest lesion among the retrieved cases covers "
         f"{100 * case.at_least:.1f} % of its image, and the decoder by itself outlined less."
     )
 
