@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from tiny_study import TINY, values, write_study
 
 from cers.config import MaskReading
 from cers.data.cache import ImageCache
+from cers.data.images import image_size
 from cers.data.layouts import load_cases
 from cers.data.splits import make_split, save_split
 from cers.study.definition import load_study
@@ -131,6 +133,11 @@ def test_what_is_packed_is_what_was_read(home, scans, tmp_path):
     for case_id in ours:
         assert (caches[0].image(case_id) == caches[1].image(case_id)).all()
         assert (caches[0].mask(case_id) == caches[1].mask(case_id)).all()
+    # What is scored keeps its size, so that scores are comparable.
+    scored = set(json.loads((bundle / "split.json").read_text(encoding="utf-8"))["test"])
+    assert 0 < len(scored) < len(ours)
+    for case_id, case in theirs.items():
+        assert image_size(case.image) == (image_size(ours[case_id].image) if case_id in scored else (32, 32))
     # The rationales of one row are not those of the others.
     assert {i: case.rationale for i, case in ours.items()} == {i: case.rationale for i, case in theirs.items()}
     text = (bundle / "study.yaml").read_text(encoding="utf-8")
