@@ -347,14 +347,17 @@ def test_queries_use_the_mask_free_rationale_and_entries_the_other():
         assert torch.equal(again.pool.cot[:3], method.pool.cot[:3]) is not changes
 
 
-def test_every_strategy_can_be_compared_and_the_declared_one_is_what_predictions_use(trained):
-    compared = trained.compare_retrieval(query())
+@pytest.mark.parametrize("sizes", [False, True])
+def test_every_strategy_can_be_compared_and_the_declared_one_is_what_predictions_use(trained, sizes):
+    method = filled({"k": 2, "reference_sizes": True}) if sizes else trained
+    compared = method.compare_retrieval(query())
     assert set(compared) == set(get_args(Strategy)) - {"none"}
-    used = trained.predict(query()).evidence
+    used = method.predict(query()).evidence
+    assert (used.at_least is not None) is sizes
     for field in fields(Evidence):
         if field.name not in ("pool_ids", "attention"):
             now, expected = (getattr(e, field.name) for e in (compared["image+cot"], used))
-            assert torch.equal(now.nan_to_num(9), expected.nan_to_num(9)), field.name
+            assert now is expected or torch.equal(now.nan_to_num(9), expected.nan_to_num(9)), field.name
     assert len({tuple(map(tuple, found_ids(e))) for e in compared.values()}) > 1
 
 
