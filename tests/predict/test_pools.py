@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -87,8 +88,10 @@ def test_a_pool_of_references_with_sizes_keeps_how_large_their_lesions_are(home:
         true = 0.0 if case.mask is None else float(read_mask(case.mask, MaskReading()).mean())
         assert area == pytest.approx(true, abs=0.01)
     assert evaluate(home / "sizes", pool=home / "with-sizes", out=home / "sized")["branches"]
-    lines = (home / "sized" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()
-    assert all(0 <= json.loads(line)["at_least"] <= pool.area.max() for line in lines)
+    area = dict(zip(pool.ids, pool.area.tolist(), strict=True))
+    for said in map(json.loads, (home / "sized" / "evidence.jsonl").read_text(encoding="utf-8").splitlines()):
+        compared = [area[r["id"]] for r in said["references"] if not math.isnan(r["text_similarity"])]
+        assert said["at_least"] == pytest.approx(min(compared, default=0.0))
 
 
 def test_new_knowledge_changes_what_is_retrieved_and_nothing_else(home: Path, extended: Path) -> None:
