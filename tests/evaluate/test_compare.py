@@ -26,7 +26,7 @@ from cers.evaluate.comparison_table import (
     to_markdown,
 )
 from cers.evaluate.metrics import METRICS
-from cers.evaluate.table import build_rows, read_cases_csv, write_cases_csv
+from cers.evaluate.table import build_rows, declared_rows, read_cases_csv, write_cases_csv
 
 N = 24
 
@@ -36,7 +36,7 @@ def make_run(folder: Path, noise: float, seed: int, *, cases: int = N, shift: in
     rng, scored = np.random.default_rng(seed), []
     for i in range(cases):
         mask = np.zeros((24, 24), dtype=bool)
-        mask[4 + i % 5 : 14 + shift, 6:18] = True
+        mask[4 + i % 5 : 14 + shift, 6 : 8 if i % 6 == 0 else 18] = True
         found = (mask ^ (rng.random(mask.shape) < noise * (1 + i % 3))).astype(np.float32)
         case = Case(
             f"c{i}", Path(f"c{i}.png"), group=f"p{i // 2}" if grouped else None, label="even" if i % 4 < 2 else "odd"
@@ -219,15 +219,31 @@ def test_evaluations_of_one_run_are_compared_as_methods_are(tmp_path):
     assert same.difference == 0
 
 
-def test_one_class_is_compared_alone(runs):
-    line = compare(runs, "weak", "odd").rows[1].dice
-    assert (line.n, line.groups) == (N // 2, N // 4)
-    rows = read_cases_csv(runs["alike"][0] / "eval" / "cases.csv")
-    odd = [row.metrics.dice for row in rows if row.branch == "declared" and row.label == "odd"]
-    alike = next(row for row in compare(runs, "weak", "odd").rows if row.method == "alike")
-    assert alike.dice.mean == pytest.approx(np.mean(odd))
-    with pytest.raises(CersError, match="scored no case of class 'ood'; did you mean 'odd'"):
-        compare(runs, "weak", "ood")
+@pytest.mark.parametrize(
+    ("only", "n"), [({"label": "odd"}, 12), ({"size": "medium"}, 4), ({"label": "odd", "size": "medium"}, 2)]
+)
+def test_cases_of_one_class_or_size_are_compared_alone(runs, only, n):
+    table = compare(runs, "weak", only)
+    assert [note for note in table.notes if note.startswith("Only")] == [
+        f"Only test cases with {trait} '{value}'." for trait, value in only.items()
+    ]
+    alike = next(row for row in table.rows if row.method == "alike").dice
+    rows = declared_rows(read_cases_csv(runs["alike"][0] / "eval" / "cases.csv"))
+    wanted = [row.metrics.dice for row in rows if all(getattr(row, trait) == value for trait, value in only.items())]
+    assert alike.n == len(wanted) == n
+    assert alike.mean == pytest.approx(np.mean(wanted))
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ({"label": "ood"}, "scored no case with label 'ood'; did you mean 'odd'"),
+        ({"size": "smal"}, "scored no case with size 'smal'; choose from: large, medium"),
+    ],
+)
+def test_a_class_or_size_that_no_case_has_is_named(runs, only, message):
+    with pytest.raises(CersError, match=message):
+        compare(runs, "weak", only)
 
 
 def test_two_runs_of_one_seed_are_refused(tmp_path):

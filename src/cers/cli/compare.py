@@ -12,6 +12,7 @@ from cers.errors import CersError
 
 if TYPE_CHECKING:
     from cers.evaluate.compare import ComparisonTable
+    from cers.evaluate.scored import Trait
 
 
 class Format(StrEnum):
@@ -31,6 +32,9 @@ def compare(
     ],
     reference: Annotated[str | None, typer.Option(help="method to compare with; the first one if not given")] = None,
     label: Annotated[str | None, typer.Option(help="compare on the test cases of this class alone")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="compare on the test cases alone whose lesion is none, small, medium or large")
+    ] = None,
     form: Annotated[Format, typer.Option("--format", help="how the table is written")] = Format.TABLE,
 ) -> None:
     """Compare evaluated runs: mean over seeds, intervals, paired permutation test against a reference, and costs."""
@@ -38,7 +42,12 @@ def compare(
     from cers.evaluate.compare import compare as compare_runs
 
     methods = group_runs(runs)
-    table = compare_runs(methods, reference or next(iter(methods)), label)
+    only: dict[Trait, str] = {}
+    if label is not None:
+        only["label"] = label
+    if size is not None:
+        only["size"] = size
+    table = compare_runs(methods, reference or next(iter(methods)), only)
     if form is Format.TABLE:
         show_comparison(table)
     elif form is Format.HTML:

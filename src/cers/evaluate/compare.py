@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cers.errors import CersError, nearest
 from cers.evaluate.metrics import METRICS
 from cers.evaluate.notes import comparison_notes
-from cers.evaluate.scored import Costs, ScoredRun, read_scored, require_same_cases, require_same_labels
+from cers.evaluate.scored import Costs, ScoredRun, Trait, read_scored, require_same_cases, require_same_labels
 from cers.evaluate.statistics import (
     bootstrap_interval,
     combine_seeds,
@@ -101,23 +101,25 @@ class ComparisonTable:
         return sum(not np.isnan(row.dice.p) for row in self.rows)
 
 
-def compare(runs: Mapping[str, Sequence[Path]], reference: str, label: str | None = None) -> ComparisonTable:
+def compare(
+    runs: Mapping[str, Sequence[Path]], reference: str, only: Mapping[Trait, str] | None = None
+) -> ComparisonTable:
     """Compare methods, each given as the run folders of its seeds, with the method named `reference`.
 
     Reads `eval/cases.csv`, and `split.json`, `config.yaml` and `run.json` where they are, of each folder. The declared
-    branch is compared, with `label` on the cases of that class alone.
+    branch is compared, on the cases alone whose class (`label`) or size of lesion (`size`, of `SIZES`) `only` names.
 
     Raises:
-        CersError: the reference is unknown, no case is of the class, a folder holds no table or is named twice within a
-            method, or two runs differ in their cases, the cases' masks or groups, or their split.
+        CersError: the reference is unknown, no case is of the class or size, a folder holds no table or is named twice
+            within a method, or two runs differ in their cases, the cases' masks or groups, or their split.
     """
     if reference not in runs:
         raise CersError(f"no method '{reference}' to compare with; {nearest(reference, runs)}")
-    return compare_sections({"": runs}, reference, label)
+    return compare_sections({"": runs}, reference, only)
 
 
 def compare_sections(
-    sections: Mapping[str, Mapping[str, Sequence[Path]]], reference: str, label: str | None = None
+    sections: Mapping[str, Mapping[str, Sequence[Path]]], reference: str, only: Mapping[Trait, str] | None = None
 ) -> ComparisonTable:
     """As `compare`, in sections such as labelled shares, each with the reference of its own; one family for Holm.
 
@@ -128,7 +130,9 @@ def compare_sections(
         CersError: as `compare`.
     """
     loaded = {
-        section: {name: _load(name, runs[name], label) for name in sorted(runs, key=lambda name: name != reference)}
+        section: {
+            name: _load(name, runs[name], only or {}) for name in sorted(runs, key=lambda name: name != reference)
+        }
         for section, runs in sections.items()
     }
     everything = [run for runs in loaded.values() for run in chain.from_iterable(runs.values())]
@@ -138,7 +142,7 @@ def compare_sections(
         if section:
             require_same_labels([*chain.from_iterable(runs.values())], section)
     rows = [row for section, runs in loaded.items() for row in _section_rows(section, runs, reference)]
-    return ComparisonTable(reference, _adjusted(rows), comparison_notes(loaded, reference))
+    return ComparisonTable(reference, _adjusted(rows), comparison_notes(loaded, reference, only or {}))
 
 
 def _section_rows(section: str, runs: Mapping[str, Sequence[ScoredRun]], reference: str) -> list[Row]:
@@ -218,7 +222,7 @@ def _share(run: ScoredRun) -> float | None:
     return len(run.split.labelled) / max(1, len(run.split.labelled) + len(run.split.unlabelled))
 
 
-def _load(name: str, folders: Sequence[Path], label: str | None) -> list[ScoredRun]:
+def _load(name: str, folders: Sequence[Path], only: Mapping[Trait, str]) -> list[ScoredRun]:
     if not folders:
         raise CersError(f"method '{name}' has no run folder; give at least one")
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -227,4 +231,6 @@ def _load(name: str, folders: Sequence[Path], label: str | None) -> list[ScoredR
     seeds = [run.seed for run in runs if run.seed is not None]
     if len(set(seeds)) < len(seeds):
         raise CersError(f"two runs of '{name}' have the same seed; give each seed once, or name them apart")
-    return runs if label is None else [run.of_class(label) for run in runs]
+    for trait, value in only.items():
+        runs = [run.only(trait, value) for run in runs]
+    return runs

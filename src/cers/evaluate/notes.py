@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from cers.evaluate.scored import ScoredRun
+from cers.evaluate.scored import ScoredRun, Trait
 
 Sections = Mapping[str, Mapping[str, Sequence[ScoredRun]]]
 
@@ -21,9 +21,10 @@ _EXPECTED = (
 )
 
 
-def comparison_notes(sections: Sections, reference: str) -> tuple[str, ...]:
-    """One line for each kind of difference between the runs that is not method, seed or labelled share."""
-    return (*_settings(sections, reference), *_circumstances(sections), *_seeds(sections), *_labels(sections))
+def comparison_notes(sections: Sections, reference: str, only: Mapping[Trait, str]) -> tuple[str, ...]:
+    """Which cases were chosen, and a line for each difference between the runs that is not method, seed or share."""
+    chosen = [f"Only test cases with {trait} '{value}'." for trait, value in only.items()]
+    return (*chosen, *_settings(sections, reference), *_circumstances(sections), *_seeds(sections), *_labels(sections))
 
 
 def _settings(sections: Sections, reference: str) -> Iterator[str]:

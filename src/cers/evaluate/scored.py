@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from cers.config import RunConfig, load_config
 from cers.data.splits import Split, read_split
 from cers.errors import CersError, nearest
 from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
 
+Trait = Literal["label", "size"]
 AGAIN = "run `cers eval` on the same split for both"
 
 
@@ -67,16 +68,16 @@ class ScoredRun:
         """Whether its predictions depend on a text; False where it did not say."""
         return bool(self.facts.get("reads_text"))
 
-    def of_class(self, label: str) -> Self:
-        """The same run, scored on the cases of one class alone.
+    def only(self, trait: Trait, value: str) -> Self:
+        """The same run, scored on the cases of one class, or of one size of lesion, alone.
 
         Raises:
             CersError: there is none.
         """
-        rows = {id_: row for id_, row in self.rows.items() if row.label == label}
+        rows = {id_: row for id_, row in self.rows.items() if getattr(row, trait) == value}
         if not rows:
-            classes = {row.label for row in self.rows.values() if row.label}
-            raise CersError(f"{self.folder} scored no case of class '{label}'; {nearest(label, classes)}")
+            scored = {getattr(row, trait) for row in self.rows.values()} - {None}
+            raise CersError(f"{self.folder} scored no case with {trait} '{value}'; {nearest(value, scored)}")
         return replace(self, rows=rows)
 
 
