@@ -10,7 +10,7 @@ from cers.evaluate.compare import Comparison, ComparisonTable, Row
 from cers.evaluate.comparison_table import legend
 from cers.evaluate.metrics import METRICS
 from cers.evaluate.scored import Costs
-from cers.report.comparison import CURVE_BOTTOM, LABEL_GAP, forest_plots, render_comparison, share_curves
+from cers.report.comparison import CURVE_BOTTOM, LABEL_GAP, forest_plots, render_comparison, render_curves, share_curves
 
 METHODS = ("supervised", "bcp", "ucmt", "lvit", "a method <b>with a long name</b>", "cers")
 
@@ -65,6 +65,7 @@ def test_without_shares_or_differences_there_are_no_plots(table):
     alone = ComparisonTable("supervised", tuple(r for r in table.rows if r.method == "supervised" and r.share == 1.0))
     assert forest_plots(alone) == []
     assert share_curves(alone) is None
+    assert render_curves(alone) is None
     assert "<svg" not in render_comparison("t", alone, legend(alone))
 
 
@@ -90,4 +91,16 @@ def test_a_browser_shows_it_without_overflow_or_complaint(table, browser, tmp_pa
     assert browser.value(f"new Set({groups}.map(g => ({dashes})(g.querySelector('line.curve')))).size") == len(METHODS)
     told = f"{groups}.every(g => new Set([...g.querySelectorAll('.curve')].map({dashes})).size == 1)"
     assert browser.value(told) is True
+    assert browser.complaints() == []
+
+
+def test_the_curves_alone_are_a_picture_with_the_colours_of_the_page(table, browser, tmp_path):
+    file: Path = tmp_path / "curves.svg"
+    file.write_text(render_curves(table), encoding="utf-8")
+    browser.open(file, 880)
+    names = browser.value("[...document.querySelectorAll('.label')].map(e => e.textContent).join('|')").split("|")
+    assert [name.removesuffix(" †") for name in names] == list(METHODS)
+    strokes = "[...document.querySelectorAll('polyline')].map(e => getComputedStyle(e).stroke)"
+    assert browser.value(f"new Set({strokes}).size") == 4
+    assert browser.value("document.querySelector('.label').getBoundingClientRect().height") < 30
     assert browser.complaints() == []

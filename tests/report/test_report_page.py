@@ -258,7 +258,7 @@ def test_numbers_for_readers() -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_of_text_have_contrast(scheme: str) -> None:
-    css = resources.files("cers.report").joinpath("templates/style.css").read_text(encoding="utf-8")
+    css = resources.files("cers.report").joinpath("templates/colours.css").read_text(encoding="utf-8")
     blocks = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)]
     colours = blocks[0] | (blocks[1] if scheme == "dark" else {})
     for text in ("ink", "quiet", "accent"):

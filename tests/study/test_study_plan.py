@@ -97,6 +97,17 @@ def test_published_shares_are_no_counts(tmp_path, here):
     assert beside(1)[1:] == ["plain", "–", "70.00 / 60.50"]
 
 
+def test_curves_are_drawn_where_there_are_several_shares(tmp_path, here):
+    plan = plan_of(tmp_path, here)
+    rows = []
+    for share in (0.25, 1.0):
+        lines = {m.name: Comparison(f"{share}", m.name, "plain", 1, 4, 4, 0.5, 0.0, 0.4, 0.6) for m in METRICS}
+        rows.append(Row(f"{share}", "plain", False, share, Costs(), lines))
+    assert plan.out / "curves.svg" not in write_tables(plan, ComparisonTable("plain", tuple(rows[:1])))
+    assert plan.out / "curves.svg" in write_tables(plan, ComparisonTable("plain", tuple(rows)))
+    assert "plain" in (plan.out / "curves.svg").read_text(encoding="utf-8")
+
+
 def test_two_rows_of_one_configuration_are_one_run(tmp_path, here):
     rows = [{"name": name, "settings": {"method.name": "supervised"}} for name in ("plain", "same")]
     plan = plan_of(tmp_path, here, rows=rows)

@@ -90,6 +90,12 @@ def render_comparison(
     )
 
 
+def render_curves(table: ComparisonTable) -> str | None:
+    """Dice against labelled share as an SVG file that needs nothing beside it; None where there is a single share."""
+    curves = share_curves(table)
+    return None if curves is None else environment().get_template("figure.svg.j2").render(curves=curves)
+
+
 def forest_plots(table: ComparisonTable) -> list[Forest]:
     """One plot per section, all on one axis; none where nothing is compared."""
     tested = [row for row in table.rows if not math.isnan(row.dice.difference)]

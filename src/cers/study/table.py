@@ -9,7 +9,7 @@ from cers.evaluate.compare import ComparisonTable, compare_sections
 from cers.evaluate.comparison_table import Rows, legend, to_csv, to_latex, to_markdown
 from cers.evaluate.render import latex, markdown, number
 from cers.files import write_atomic
-from cers.report.comparison import render_comparison
+from cers.report.comparison import render_comparison, render_curves
 from cers.study.definition import Share, share_name
 from cers.study.plan import Plan
 
@@ -104,7 +104,7 @@ def protocol(plan: Plan) -> list[str]:
 
 
 def write_tables(plan: Plan, table: ComparisonTable) -> list[Path]:
-    """Write `table.csv`, `.md`, `.tex` and `.html` into the study's folder."""
+    """Write `table.csv`, `.md`, `.tex` and `.html` into the study's folder, and `curves.svg` of several shares."""
     title, beside = plan.study.title, published_rows(plan, table)
     text, tex = f"# {title}\n\n{to_markdown(table)}", to_latex(table, title)
     if beside and plan.study.published:
@@ -117,6 +117,8 @@ def write_tables(plan: Plan, table: ComparisonTable) -> list[Path]:
         "table.tex": tex,
         "table.html": render_comparison(title, table, legend(table), beside, protocol(plan)),
     }
+    if curves := render_curves(table):
+        files["curves.svg"] = curves
     for name, content in files.items():
         write_atomic(plan.out / name, content)
     return [plan.out / name for name in files]
