@@ -200,14 +200,11 @@ class CERS(Method):
         if evidence is not None and evidence.at_least is not None:
             probability = grown(logits[self.settings.output], evidence.at_least).sigmoid()
         if evidence is not None and decoded.margins is not None:
-            said, asked = pointed(decoded.margins, batch.size), self._asks_for_new_knowledge(evidence)
-            branches["references"] = theirs = said.sigmoid()
-            theirs[asked] = outline(batch.images[asked], said[asked])
+            asked = self._asks_for_new_knowledge(evidence)
+            branches["references"] = theirs = _said_by_references(batch, decoded.margins, asked)
             doubted = asked & contradicted(declared, theirs)
             probability = torch.where(doubted[:, None, None, None], theirs, probability)
-        if evidence is not None:
-            evidence = evidence.with_attention(decoded.attention)
-        return Prediction(probability, branches, evidence)
+        return Prediction(probability, branches, evidence and evidence.with_attention(decoded.attention))
 
     def _asks_for_new_knowledge(self, evidence: Evidence) -> Tensor:
         """Which queries (B,) have most of their references from classes that no mask in training showed."""
@@ -350,3 +347,11 @@ def _studied(batch: SemiBatch, lesson: Lesson) -> SemiBatch:
     """The batch with the lesson's images in the place of the unlabelled ones; their words stay."""
     assert batch.unlabelled is not None
     return replace(batch, unlabelled=replace(batch.unlabelled, images=lesson.images))
+
+
+def _said_by_references(batch: Batch, margins: list[Tensor], asked: Tensor) -> Tensor:
+    """Probability of lesion by the references alone (B,1,H,W); along the edges of the image where they are `asked`."""
+    said = pointed(margins, batch.size)
+    probability = said.sigmoid()
+    probability[asked] = outline(batch.images[asked], said[asked])
+    return probability
