@@ -324,7 +324,7 @@ def unpack(results: Path, out: Path) -> tuple[int, list[Path]]:
     with tempfile.TemporaryDirectory(dir=out) as folder:
         try:
             with tarfile.open(results) as archive:
-                archive.extractall(folder, filter="data")
+                _extract(archive, Path(folder))
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise SystemExit(f"error: {results} cannot be unpacked: {' '.join(str(error).split())}") from None
         done = {_key(run) for run in _finished(out)}
@@ -338,6 +338,17 @@ def unpack(results: Path, out: Path) -> tuple[int, list[Path]]:
             else:
                 _add_scores(run, here[_key(run)])
     return count, begun
+
+
+def _extract(archive: tarfile.TarFile, folder: Path) -> None:
+    """Plain files below `folder`, all that RESULTS holds; Python before 3.11.4 has no filter that sees to it."""
+    for member in archive:
+        place = (folder / member.name).resolve()
+        source = archive.extractfile(member) if member.isfile() else None
+        if source is None or not place.is_relative_to(folder.resolve()):
+            raise tarfile.TarError(f"'{member.name}' is no file of a run")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(source.read())
 
 
 def _add_scores(run: Path, there: Path) -> None:

@@ -218,3 +218,14 @@ def test_unpacking_leaves_alone_what_is_here_under_any_name(tmp_path, capsys):
     with pytest.raises(SystemExit, match="cannot be unpacked"):
         offline("unpack", half, tmp_path / "new")
     assert list((tmp_path / "new" / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("../outside", tarfile.REGTYPE), ("run/link", tarfile.SYMTYPE)])
+def test_results_that_reach_outside_are_refused(tmp_path, name, kind):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "/etc/hostname"
+    with tarfile.open(tmp_path / "results.tar.gz", "w:gz") as archive:
+        archive.addfile(member)
+    with pytest.raises(SystemExit, match=f"cannot be unpacked: '{name}' is no file of a run"):
+        offline("unpack", tmp_path / "results.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out" / "outside").exists()
