@@ -73,6 +73,8 @@ def _common_config(study, overrides: Sequence[str], side: int | None):
     """The configuration of the first run; all rows must be of the data that it names."""
     from cers.errors import CersError
 
+    if study.folds:
+        raise CersError("a bundle carries one split: pack every fold apart, as a study without folds")
     configs = [study.config(row, study.labelled[0], study.seeds[0], overrides) for row in study.rows]
     first = configs[0].data
     for row, config in zip(study.rows, configs, strict=True):

@@ -105,9 +105,32 @@ def test_a_class_can_go_without_masks(phantoms: Path, tmp_path: Path) -> None:
     assert cers_data("check", phantoms, "--split", out).returncode == 0
 
 
+def test_folds_are_written_shown_and_hold(phantoms: Path, tmp_path: Path) -> None:
+    out = tmp_path / "split.json"
+    files = [tmp_path / f"split-{number}.json" for number in (1, 2, 3)]
+    done = cers_data("split", phantoms, "--folds", "3", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert sorted(tmp_path.iterdir()) == files
+    for number, file in enumerate(files, start=1):
+        assert f"fold {number} of 3" in done.stdout
+        assert load_split(file).hash[:12] in done.stdout
+        assert cers_data("check", phantoms, "--split", file).returncode == 0
+    files[0].unlink()
+    again = cers_data("split", phantoms, "--folds", "3", "--out", out)
+    assert again.returncode == 2
+    assert "split-2.json exists; add --overwrite" in again.stderr
+    assert not files[0].exists()
+    shown = cers_data("split", phantoms, "--folds", "3", "--out", out, "--overwrite", "--json")
+    assert [fold["file"] for fold in json.loads(shown.stdout)] == [str(file) for file in files]
+    assert sum(fold["parts"]["test"]["images"] for fold in json.loads(shown.stdout)) == 40
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--folds", "3", "--test", "0.2"], "leave out --test"),
+        (["--folds", "3", "--strategy", "paper"], "leave out --test and --strategy"),
+        (["--folds", "1"], "give at least 2"),
         (["--without", "metastases"], "did you mean 'metastasis'"),
         (["--labelled", "some"], "neither a share"),
         (["--labelled", "2.5"], "neither a share"),

@@ -8,50 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from split_cases import NOWHERE, datasets, many
 
 from cers.data.case import Case
 from cers.data.splits import Split, check_split, load_split, make_split, save_split
 from cers.errors import CersError
-
-NOWHERE = Path("nowhere.png")
-
-
-def many(n: int, classes: int = 1, per_group: int = 0) -> list[Case]:
-    return [
-        Case(
-            id=f"c{i:05d}",
-            image=NOWHERE,
-            mask=NOWHERE,
-            label=f"class{i % classes}",
-            group=f"p{i // per_group}" if per_group else None,
-        )
-        for i in range(n)
-    ]
-
-
-@st.composite
-def datasets(draw: st.DrawFn) -> tuple[list[Case], list[list[str]]]:
-    """Cases of mixed classes, groups and annotation, enough groups to fill three parts, and clusters of them."""
-    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
-    n = draw(st.integers(30, 200))
-    groups = draw(st.integers(20, 60))
-    unknown, bare, negative = (draw(st.sampled_from([0.0, 0.3])) for _ in range(3))
-    found = []
-    for i in range(n):
-        annotated = rng.random() >= bare or i < 20
-        lesion_free = annotated and rng.random() < negative
-        found.append(
-            Case(
-                id=f"c{i}",
-                image=NOWHERE,
-                mask=NOWHERE if annotated and not lesion_free else None,
-                negative=lesion_free,
-                label=str(rng.choice(["a", "a", "b", "c"])),
-                group=None if rng.random() < unknown else f"p{i if i < 20 else rng.integers(groups)}",
-            )
-        )
-    clusters = [[f"c{j}" for j in rng.choice(n, 2, replace=False)] for _ in range(draw(st.integers(0, 8)))]
-    return found, clusters
 
 
 @given(datasets(), st.integers(0, 99))

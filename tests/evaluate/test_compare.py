@@ -248,8 +248,48 @@ def test_a_class_or_size_that_no_case_has_is_named(runs, only, message):
 
 def test_two_runs_of_one_seed_are_refused(tmp_path):
     twice = [with_facts(make_run(tmp_path / name, 0.08, 1), 4) for name in ("a", "b")]
-    with pytest.raises(CersError, match="two runs of 'm' have the same seed"):
+    with pytest.raises(CersError, match="two runs of 'm' have seed 4 and cases in common"):
         compare({"m": twice}, "m")
+
+
+def in_folds(run: Path, folds: int = 3) -> list[Path]:
+    """The run as if each fold had scored some of its groups, with the cost of the fold's number."""
+    rows = read_cases_csv(run / "eval" / "cases.csv")
+    made = []
+    for fold in range(folds):
+        folder = run.with_name(f"{run.name}-{fold}")
+        write_cases_csv([r for r in rows if int(r.group.removeprefix("p")) % folds == fold], folder / "eval/cases.csv")
+        shutil.copy(run / "config.yaml", folder)
+        (folder / "run.json").write_text(json.dumps({"parameters": 10 * fold}), encoding="utf-8")
+        made.append(folder)
+    return made
+
+
+def test_folds_of_a_seed_are_compared_as_one_run(tmp_path):
+    weak = [with_facts(make_run(tmp_path / f"w{s}", 0.08, s), s, {"parameters": 10}) for s in (0, 1)]
+    strong = [with_facts(make_run(tmp_path / f"s{s}", 0.01, s + 10), s, {"parameters": 10}) for s in (0, 1)]
+    whole = compare({"weak": weak, "strong": strong}, "weak")
+    parts = [[fold for run in runs for fold in in_folds(run)] for runs in (weak, strong)]
+    folds = compare({"weak": parts[0], "strong": parts[1][::-1]}, "weak")
+    assert folds.rows == whole.rows
+    assert (folds.rows[1].dice.seeds, folds.rows[1].dice.pairs, folds.rows[1].dice.n) == (2, 2, N)
+    assert any("Cross-validated in 3 folds" in note for note in folds.notes)
+    assert not any("Cross-validated" in note for note in whole.notes)
+    with pytest.raises(CersError, match="scored on different cases"):
+        compare({"weak": parts[0], "strong": parts[1][:-1]}, "weak")
+
+
+def test_folds_must_have_had_the_same_splits(tmp_path):
+    run = with_facts(make_run(tmp_path / "a", 0.08, 0), 0)
+    first, other = in_folds(run), in_folds(shutil.copytree(run, tmp_path / "b"))
+    cases = [Case(f"c{i}", Path("c.png"), mask=Path("c.png")) for i in range(N)]
+    for number, folders in enumerate(zip(first, other, strict=True)):
+        for folder in folders:
+            save_split(make_split(cases, seed=number, clusters=[]), folder / "split.json")
+    assert compare({"a": first, "b": other}, "a").rows[1].dice.difference == 0
+    save_split(make_split(cases, seed=9, clusters=[]), other[2] / "split.json")
+    with pytest.raises(CersError, match="trained on different splits"):
+        compare({"a": first, "b": other}, "a")
 
 
 def test_holm_counts_every_comparison_of_every_section(runs, tmp_path):

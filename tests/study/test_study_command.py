@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_study import values, write_study
+from tiny_study import values, write_folds, write_study
 
 from cers.data.splits import load_split
 from cers.study.definition import load_study
@@ -108,6 +108,22 @@ def test_the_table_so_far_is_shown_without_training(finished, tmp_path):
         assert {line["method"]: line["seeds"] for line in csv.DictReader(file)} == {"plain": "2", "teacher": "1"}
     assert not plan.folder(gone).exists()
     assert "no run of this study is done" in refused("study", *finished[:-1], tmp_path / "empty", "--table")
+
+
+def test_folds_are_trained_and_pooled(scans, tmp_path):
+    write_study(tmp_path / "tiny.yaml", seeds=[0], rows=[values()["rows"][0]])
+    given = arguments(tmp_path, scans, write_folds(scans, tmp_path, 2))
+    done = succeeds("study", *given, "--folds", "1,2", "--jobs", "2")
+    assert "plain, 50 %, seed 0, fold 2 done" in done.stderr
+    assert "Cross-validated in 2 folds" in done.stderr
+    with (tmp_path / "out" / "table.csv").open(encoding="utf-8") as file:
+        line = next(csv.DictReader(file))
+    assert (line["seeds"], line["n"]) == ("1", "24")
+    folders = sorted((tmp_path / "out" / "runs").iterdir())
+    assert [folder.name.rpartition("-")[0] for folder in folders] == [f"plain-50-seed0-fold{fold}" for fold in (1, 2)]
+    compared = succeeds("compare", *folders)
+    assert "Cross-validated in 2 folds" in compared.stderr
+    assert "--folds 'a,b' is not a list" in refused("study", *given, "--folds", "a,b")
 
 
 def test_settings_are_chosen_on_validation_images_without_training_again(finished, tmp_path):

@@ -1,16 +1,23 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tiny_study import values, write_study
+from tiny_study import values, write_folds, write_study
 
+from cers.config import dump_config
+from cers.data.case import Case
+from cers.data.prediction import CasePrediction
 from cers.data.splits import load_split, save_split
 from cers.errors import CersError
 from cers.evaluate.compare import Comparison, ComparisonTable, Row
 from cers.evaluate.metrics import METRICS
 from cers.evaluate.scored import Costs
+from cers.evaluate.table import build_rows, write_cases_csv
 from cers.study.definition import load_study
-from cers.study.plan import Plan, make_plan
-from cers.study.table import published_rows, section_title, write_tables
+from cers.study.plan import Plan, PlannedRun, make_plan
+from cers.study.table import published_rows, section_title, study_table, write_tables
 
 
 def plan_of(folder: Path, overrides: list[str], **changes: object) -> Plan:
@@ -130,3 +137,57 @@ def test_rows_may_leave_shares_out_and_bad_settings_name_their_row(tmp_path, her
     rows = [{"name": "plain", "settings": {"method.name": "supervised", "method.settings.kk": 1}}]
     with pytest.raises(CersError, match=r"row 'plain': method\.settings of 'supervised'"):
         plan_of(tmp_path, here, rows=rows)
+
+
+@pytest.fixture(scope="module")
+def folds(scans, tmp_path_factory) -> list[str]:
+    """Places of a study on three folds of the scans."""
+    return [f"data.path={scans}", f"data.split={write_folds(scans, tmp_path_factory.mktemp('folds'), 3)}"]
+
+
+def test_folds_are_runs_of_their_own_by_seed(tmp_path, folds):
+    plan = plan_of(tmp_path, folds, folds=[1, 2, 3])
+    assert len(plan.runs) == 2 * 2 * 3
+    assert [(run.seed, run.fold) for run in plan.runs[::2]] == [(s, f) for s in (0, 1) for f in (1, 2, 3)]
+    assert plan.runs[4].name == "plain, 50 %, seed 0, fold 3"
+    assert {run.config.data.split.name for run in plan.runs} == {f"split-{fold}.json" for fold in (1, 2, 3)}
+    alone = plan_of(tmp_path, [folds[0], folds[1].replace("{fold}", "2")])
+    assert keys(alone) == {run.key for run in plan.runs if run.fold == 2}
+
+
+def test_folds_that_are_none_are_refused(tmp_path, here, folds):
+    with pytest.raises(CersError, match=r"folds 1 and 2 both test .*--folds.*split-\{fold\}\.json"):
+        plan_of(tmp_path, [*here, "data.rationales=r-{fold}.csv"], folds=[1, 2])
+    with pytest.raises(CersError, match=r"data\.split=.*which folds\? give --folds"):
+        plan_of(tmp_path, folds)
+    with pytest.raises(CersError, match="what one fold validates on another one tests"):
+        plan_of(tmp_path, folds, folds=[1, 2, 3], part="val")
+
+
+def test_a_seed_counts_once_all_its_folds_are_done(tmp_path, folds):
+    plan = plan_of(tmp_path, folds, folds=[1, 2, 3])
+    for run in plan.runs:
+        if (run.row, run.seed, run.fold) != ("teacher", 1, 2):
+            _pretend(plan, run)
+    table = study_table(plan)
+    assert {row.method: (row.dice.seeds, row.dice.n) for row in table.rows} == {"plain": (2, 24), "teacher": (1, 24)}
+    assert table.rows[1].dice.pairs == 1
+    for run in plan.runs:
+        if (run.row, run.seed, run.fold) == ("teacher", 0, 1):
+            shutil.rmtree(plan.folder(run))
+    assert [row.method for row in study_table(plan).rows] == ["plain"]
+
+
+def _pretend(plan: Plan, run: PlannedRun) -> None:
+    """As if it had been trained, and had found every lesion."""
+    box = np.zeros((8, 8), dtype=bool)
+    box[2:6, 2:6] = True
+    found = CasePrediction("", box.astype(np.float32), {})
+    cases = [Case(case_id, Path("c.png")) for case_id in run.split.test]
+    write_cases_csv(
+        build_rows([(case, replace(found, id=case.id), box) for case in cases]), plan.scores(run) / "cases.csv"
+    )
+    save_split(run.split, plan.folder(run) / "split.json")
+    (plan.folder(run) / "config.yaml").write_text(dump_config(run.config), encoding="utf-8")
+    for name in ("run.json", f"{plan.scores(run).name}/summary.json"):
+        (plan.folder(run) / name).write_text("{}", encoding="utf-8")

@@ -5,6 +5,10 @@ from typing import Any
 
 import yaml
 
+from cers.data.folds import fold_files, make_folds
+from cers.data.layouts import load_cases
+from cers.data.splits import save_split
+
 TINY = {
     "model.encoder": "test_convnext",
     "model.weights": "none",
@@ -30,3 +34,12 @@ def values(**changes: Any) -> dict[str, Any]:
 def write_study(path: Path, **changes: Any) -> Path:
     path.write_text(yaml.safe_dump(values(**changes)), encoding="utf-8")
     return path
+
+
+def write_folds(scans: Path, folder: Path, folds: int) -> Path:
+    """Splits of the scans, each image its own group; returned is what names them all to a study."""
+    for split, file in zip(
+        make_folds(load_cases(scans), folds, clusters=[]), fold_files(folder / "split.json", folds), strict=True
+    ):
+        save_split(split, file)
+    return folder / "split-{fold}.json"

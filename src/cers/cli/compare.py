@@ -11,6 +11,7 @@ from cers.cli.console import note, say, say_table
 from cers.errors import CersError
 
 if TYPE_CHECKING:
+    from cers.config import RunConfig
     from cers.evaluate.compare import ComparisonTable
     from cers.evaluate.scored import Trait
 
@@ -28,7 +29,9 @@ class Format(StrEnum):
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(help="run folders, or evaluations in them, or name=folder; folders of one name are its seeds"),
+        typer.Argument(
+            help="run folders, or evaluations in them, or name=folder; those of one name are seeds and folds"
+        ),
     ],
     reference: Annotated[str | None, typer.Option(help="method to compare with; the first one if not given")] = None,
     label: Annotated[str | None, typer.Option(help="compare on the test cases of this class alone")] = None,
@@ -99,6 +102,11 @@ def _method_name(folder: Path, runs: Mapping[str, Sequence[Path]]) -> str:
     mine = load_config(folder / "config.yaml")
     for other in runs.get(mine.method.name, ()):
         theirs = other / "config.yaml"
-        if theirs.is_file() and load_config(theirs).model_copy(update={"seed": mine.seed}) != mine:
+        if theirs.is_file() and _but_seed_and_split(load_config(theirs)) != _but_seed_and_split(mine):
             raise CersError(f"{folder} and {other} differ in more than their seed; name them, e.g. first={folder}")
     return mine.method.name
+
+
+def _but_seed_and_split(config: "RunConfig") -> "RunConfig":
+    """What the runs of a method have in common, those of its folds as well."""
+    return config.model_copy(update={"seed": 0, "data": config.data.model_copy(update={"split": None})})

@@ -76,7 +76,12 @@ def split(
     labelled: Annotated[str, typer.Option(help="Training masks in use: a share (0.25) or a count (100).")] = "1.0",
     seed: Seed = 0,
     val: Annotated[float, typer.Option(help="Share of annotated images for validation.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share of annotated images for testing.")] = 0.1,
+    test: Annotated[
+        float | None, typer.Option(help="Share of annotated images for testing; 0.1 if not given.", show_default=False)
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Cross-validation: so many splits, each of which tests another part.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only about this many images, in whole groups.")] = None,
     without: Annotated[str | None, typer.Option(help="Use no training mask of this class.")] = None,
     layout: Layout = "auto",
@@ -88,26 +93,35 @@ def split(
 ) -> None:
     """Deal a dataset out to training, validation and test, and write the split to a file with a hash."""
     from cers.data.duplicates import near_duplicates
+    from cers.data.folds import fold_files, make_folds
     from cers.data.layouts import load_cases
     from cers.data.splits import make_split, save_split
 
     share = _share(labelled)
-    if out.exists() and not overwrite:
-        raise CersError(f"{out} exists; add --overwrite to replace it, or write elsewhere with --out")
+    if folds is not None and (strategy != "grouped" or test is not None):
+        raise CersError("--folds deals all groups out to be tested in turn; leave out --test and --strategy")
+    files = [out] if folds is None else fold_files(out, folds)
+    if (there := [file for file in files if file.exists()]) and not overwrite:
+        raise CersError(f"{there[0]} exists; add --overwrite to replace it, or write elsewhere with --out")
     cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern)
     clusters: list[list[str]] = []
     if strategy in ("grouped", "official"):
         with counted("comparing images") as heard:
             clusters = near_duplicates(cases, progress=heard)
-    made = make_split(
-        cases, strategy=strategy, seed=seed, labelled=share, val=val, test=test, clusters=clusters, limit=limit
-    )
+    common: dict[str, Any] = {"seed": seed, "labelled": share, "val": val, "clusters": clusters, "limit": limit}
+    if folds is None:
+        made = [make_split(cases, strategy=strategy, test=0.1 if test is None else test, **common)]
+    else:
+        made = make_folds(cases, folds, **common)
     if without is not None:
-        made = made.without_class(without, cases)
+        made = [each.without_class(without, cases) for each in made]
     with counted("reading masks") as heard:
-        rows = _rows(made, cases, heard)
-    save_split(made, out)
-    _show_split(made, rows, out, as_json)
+        used = set().union(*(each.ids for each in made))
+        found = _lesion_free([case for case in cases if case.id in used], heard)
+    rows = [_rows(each, cases, found) for each in made]
+    for each, file in zip(made, files, strict=True):
+        save_split(each, file)
+    _show_splits(made, rows, files, as_json)
 
 
 @app.command()
@@ -156,35 +170,51 @@ def _show_problems(report: CheckReport) -> None:
         say_list(lines, _SHOWN, " (--json lists all)")
 
 
-def _rows(split: Split, cases: Sequence[Case], heard: Callable[[int, int], None]) -> dict[str, dict[str, Any]]:
-    """Images, groups, lesion-free images and images by class for every part of the split."""
+def _lesion_free(cases: Sequence[Case], heard: Callable[[int, int], None]) -> set[str]:
+    """Ids of the cases known to have no lesion, by declaration or by an empty mask."""
     from cers.data.images import mask_values
 
+    found = set()
+    for done, case in enumerate(cases, start=1):
+        if case.negative or (case.mask is not None and not mask_values(case.mask).any()):
+            found.add(case.id)
+        heard(done, len(cases))
+    return found
+
+
+def _rows(split: Split, cases: Sequence[Case], lesion_free: set[str]) -> dict[str, dict[str, Any]]:
+    """Images, groups, lesion-free images and images by class for every part of the split."""
     by_id = {case.id: case for case in cases}
     parts = {"labelled": split.labelled, "unlabelled": split.unlabelled, "val": split.val, "test": split.test}
     if split.left_out:
         parts["left out"] = split.left_out
-    rows: dict[str, dict[str, Any]] = {}
-    done = 0
-    for name, ids in parts.items():
-        lesion_free = 0
-        for case in map(by_id.__getitem__, ids):
-            lesion_free += case.negative or (case.mask is not None and not mask_values(case.mask).any())
-            done += 1
-            heard(done, len(cases))
-        classes = Counter(by_id[i].label for i in ids if by_id[i].label)
-        groups = {split.groups.get(i, by_id[i].group or i) for i in ids}
-        rows[name] = {"images": len(ids), "groups": len(groups), "lesion-free": lesion_free, "classes": dict(classes)}
-    return rows
+    return {
+        name: {
+            "images": len(ids),
+            "groups": len({split.groups.get(i, by_id[i].group or i) for i in ids}),
+            "lesion-free": len(lesion_free.intersection(ids)),
+            "classes": dict(Counter(by_id[i].label for i in ids if by_id[i].label)),
+        }
+        for name, ids in parts.items()
+    }
 
 
-def _show_split(split: Split, rows: dict[str, dict[str, Any]], out: Path, as_json: bool) -> None:
+def _show_splits(
+    splits: Sequence[Split], rows: Sequence[dict[str, dict[str, Any]]], files: Sequence[Path], as_json: bool
+) -> None:
+    """A table of the split, or of each fold; as JSON an object, or a list of them."""
     if as_json:
-        say_json({"file": str(out), "hash": split.hash, "parts": rows})
+        said = [
+            {"file": str(file), "hash": split.hash, "parts": parts}
+            for file, split, parts in zip(files, splits, rows, strict=True)
+        ]
+        say_json(said if len(said) > 1 else said[0])
         return
-    lines: list[list[Cell]] = [[name, *(row[name] for row in rows.values())] for name in _MEASURES]
-    for name in sorted({name for row in rows.values() for name in row["classes"]}):
-        lines.append([f"class {name}", *(row["classes"].get(name, 0) for row in rows.values())])
-    say(f"{split.strategy} split, seed {split.seed}\n")
-    say_table(["part", *rows], lines)
-    say(f"\nwritten to {out} (hash {split.hash[:12]})")
+    for number, (file, split, parts) in enumerate(zip(files, splits, rows, strict=True), start=1):
+        fold = f", fold {number} of {len(splits)}" if len(splits) > 1 else ""
+        lines: list[list[Cell]] = [[name, *(part[name] for part in parts.values())] for name in _MEASURES]
+        for name in sorted({name for part in parts.values() for name in part["classes"]}):
+            lines.append([f"class {name}", *(part["classes"].get(name, 0) for part in parts.values())])
+        say(f"{split.strategy} split, seed {split.seed}{fold}\n")
+        say_table(["part", *parts], lines)
+        say(f"\nwritten to {file} (hash {split.hash[:12]})")

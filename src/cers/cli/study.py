@@ -29,6 +29,10 @@ def study(
     out: Annotated[Path | None, typer.Option(help="The study's folder; default runs/<study>.")] = None,
     labelled: Annotated[str | None, typer.Option(help="Other labelled shares or counts, e.g. 0.02,0.25,1.0")] = None,
     seeds: Annotated[str | None, typer.Option(help="Other seeds, e.g. 0,1,2,3,4")] = None,
+    folds: Annotated[
+        str | None,
+        typer.Option(help="Cross-validate: numbers for {fold} in a setting, e.g. data.split=split-{fold}.json"),
+    ] = None,
     rows: Annotated[str | None, typer.Option(help="Only these rows, by name and comma, and the reference.")] = None,
     part: Annotated[str | None, typer.Option(help="Score on test or, to choose settings, on val.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
@@ -46,7 +50,7 @@ def study(
     from cers.study.plan import make_plan, require_data
     from cers.study.runner import do_runs
 
-    chosen = chosen_study(source, preset, labelled, seeds, rows, part)
+    chosen = chosen_study(source, preset, labelled, seeds, rows, part, folds)
     plan = make_plan(chosen, out or Path("runs") / Path(source).stem, overrides or ())
     todo = [run for run in plan.runs if not plan.is_done(run)]
     if table:
@@ -78,6 +82,7 @@ def chosen_study(
     seeds: str | None,
     rows: str | None,
     part: str | None,
+    folds: str | None = None,
 ) -> "Study":
     """A study as the options of the command make it.
 
@@ -87,7 +92,8 @@ def chosen_study(
     from cers.study.definition import load_study
 
     shares = _numbers(labelled, "--labelled")
-    return load_study(source).restricted(preset, shares, _integers(seeds, "--seeds"), _words(rows), part)
+    each, parts = _integers(seeds, "--seeds"), _integers(folds, "--folds")
+    return load_study(source).restricted(preset, shares, each, _words(rows), part, parts)
 
 
 @contextmanager

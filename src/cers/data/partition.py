@@ -77,26 +77,22 @@ def by_group(
 ) -> dict[str, str]:
     """The part of every id such that no group is in two parts, and each class near its share in every part.
 
-    Groups are dealt out from the largest, each to the part where it lowers the squared deviation from the wanted
-    counts of annotated cases by class the most. Groups with an id in `keep` train.
+    Groups with an id in `keep` train.
     """
     units = _units(cases, groups)
-    names = _shuffled_by_size(units, seed)
-    counts = _class_counts(units, names)
-    wanted = {"train": 1 - val - test, "val": val, "test": test}
-    share = np.array([wanted[p] for p in PARTS])
-    total = counts.sum(axis=0)
-    have = np.zeros((len(PARTS), counts.shape[1]))
-    place: dict[str, int] = {}
-    for name, count in zip(names, counts, strict=True):
-        place[name] = 0
-        if count.any() and not any(case.id in keep for case in units[name]):
-            change = count * (2 * (have - share[:, None] * total) + count)
-            cost = np.divide(change.sum(axis=1), share, out=np.full(3, np.inf), where=share > 0)
-            place[name] = int(cost.argmin())
-        have[place[name]] += count
-    _fill_empty(place, dict(zip(names, counts.sum(axis=1).tolist(), strict=True)), share, units, keep)
-    return {case.id: PARTS[place[groups[case.id]]] for case in cases}
+    held = [name for name, unit in units.items() if any(case.id in keep for case in unit)]
+    place = _dealt(units, np.array([1 - val - test, val, test]), seed, held)
+    return {case.id: PARTS[place.get(groups[case.id], 0)] for case in cases}
+
+
+def by_fold(cases: Sequence[Case], groups: Mapping[str, str], folds: int, seed: int) -> dict[str, int]:
+    """The fold, from 0 to `folds` - 1, of every id whose group has an annotated case; each class near even over them.
+
+    Raises:
+        CersError: fewer such groups than folds.
+    """
+    place = _dealt(_units(cases, groups), np.full(folds, 1 / folds), seed, even=True)
+    return {case.id: place[groups[case.id]] for case in cases if groups[case.id] in place}
 
 
 def by_official(cases: Sequence[Case], groups: Mapping[str, str], val: float, test: float, seed: int) -> dict[str, str]:
@@ -154,9 +150,44 @@ def _units(cases: Sequence[Case], groups: Mapping[str, str]) -> dict[str, list[C
     return units
 
 
+def _dealt(
+    units: Mapping[str, list[Case]],
+    share: NDArray[np.float64],
+    seed: int,
+    first: Collection[str] = (),
+    even: bool = False,
+) -> dict[str, int]:
+    """The part, by its place in `share`, of every group that has an annotated case; groups in `first` are in part 0.
+
+    Groups are dealt out from the largest, each to the part where it lowers the squared deviation from the wanted
+    counts of annotated cases by class the most; with `even` also of all classes together, without which a class that
+    is one group is as welcome in any part.
+    """
+    names = [name for name in _shuffled_by_size(units, seed) if _annotated(units[name])]
+    counts = _class_counts(units, names)
+    if even:
+        counts = np.column_stack([counts, counts.sum(axis=1)])
+    total = counts.sum(axis=0)
+    have = np.zeros((len(share), counts.shape[1]))
+    place: dict[str, int] = {}
+    for name, count in zip(names, counts, strict=True):
+        place[name] = 0
+        if name not in first:
+            change = count * (2 * (have - share[:, None] * total) + count)
+            cost = np.divide(change.sum(axis=1), share, out=np.full(len(share), np.inf), where=share > 0)
+            place[name] = int(cost.argmin())
+        have[place[name]] += count
+    _fill_empty(place, {name: _annotated(units[name]) for name in names}, share, first)
+    return place
+
+
 def _shuffled_by_size(units: Mapping[str, list[Case]], seed: int) -> list[str]:
     names: list[str] = np.random.default_rng(seed).permutation(sorted(units)).tolist()
-    return sorted(names, key=lambda name: -sum(case.annotated for case in units[name]))
+    return sorted(names, key=lambda name: -_annotated(units[name]))
+
+
+def _annotated(unit: Sequence[Case]) -> int:
+    return sum(case.annotated for case in unit)
 
 
 def _class_counts(units: Mapping[str, list[Case]], names: Sequence[str]) -> NDArray[np.float64]:
@@ -170,21 +201,16 @@ def _class_counts(units: Mapping[str, list[Case]], names: Sequence[str]) -> NDAr
 
 
 def _fill_empty(
-    place: dict[str, int],
-    size: Mapping[str, float],
-    share: NDArray[np.float64],
-    units: Mapping[str, list[Case]],
-    keep: Collection[str],
+    place: dict[str, int], size: Mapping[str, int], share: NDArray[np.float64], first: Collection[str]
 ) -> None:
     """Give every wanted part at least one group: the smallest of the part that has most groups to spare."""
-    for part in range(len(PARTS)):
-        while share[part] > 0 and not any(p == part and size[name] for name, p in place.items()):
-            movable = [n for n, s in size.items() if s and not any(case.id in keep for case in units[n])]
-            spare = Counter(place[name] for name in size if size[name])
-            movable = [name for name in movable if spare[place[name]] > 1]
+    for part in range(len(share)):
+        while share[part] > 0 and part not in place.values():
+            spare = Counter(place.values())
+            movable = [name for name in size if name not in first and spare[place[name]] > 1]
             if not movable:
                 raise CersError(
-                    f"{sum(spare.values())} groups of annotated images cannot fill the parts; "
-                    "check --group-pattern, annotate more patients, or set --val or --test to 0"
+                    f"{len(place)} groups of annotated images cannot fill {np.count_nonzero(share)} parts; check "
+                    "--group-pattern, annotate more patients, ask for fewer --folds, or set --val or --test to 0"
                 )
             place[min(movable, key=lambda n: (-spare[place[n]], size[n], n))] = part

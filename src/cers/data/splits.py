@@ -44,6 +44,11 @@ class Split:
         return {"train": [*self.labelled, *self.unlabelled], "val": self.val, "test": self.test}
 
     @property
+    def ids(self) -> set[str]:
+        """All ids that it knows, those left out as well."""
+        return {*self.labelled, *self.unlabelled, *self.val, *self.test, *self.left_out}
+
+    @property
     def hash(self) -> str:
         """SHA-256 of everything the split says."""
         return _sha256(json.dumps(asdict(self), sort_keys=True, ensure_ascii=False))
@@ -126,7 +131,7 @@ def make_split(
         part = by_group(cases, groups, val, test, seed, chosen)
     else:
         part = by_official(cases, groups, val, test, seed)
-    split = _assemble(cases, part, groups, strategy, seed, chosen)
+    split = assemble(cases, part, groups, strategy, seed, chosen)
     return split if isinstance(labelled, list) else split.with_labelled(labelled)
 
 
@@ -228,7 +233,7 @@ def straddling(split: Split, cases: Sequence[Case]) -> list[str]:
 
 def unplaced(split: Split, cases: Sequence[Case]) -> list[str]:
     """One line when the dataset has ids that the split does not know."""
-    known = {*split.parts["train"], *split.val, *split.test, *split.left_out}
+    known = split.ids
     new = [case.id for case in cases if case.id not in known]
     return [f"{len(new)} cases of the dataset are in no part, e.g. '{new[0]}'"] if new else []
 
@@ -240,15 +245,19 @@ def _refuse_unannotated(chosen: Sequence[str], cases: Sequence[Case]) -> None:
             raise CersError(f"labelled case '{case_id}' has no annotation; {nearest(case_id, annotated)}")
 
 
-def _assemble(
+def assemble(
     cases: Sequence[Case],
     part: Mapping[str, str],
     groups: Mapping[str, str],
     strategy: str,
     seed: int,
-    chosen: Sequence[str],
+    chosen: Sequence[str] = (),
 ) -> Split:
-    """The split with every annotated training case labelled, or only the `chosen`, which then lead `order`."""
+    """The split with every annotated training case labelled, or only the `chosen`, which then lead `order`.
+
+    Raises:
+        CersError: a chosen case is not in training, or nothing annotated is.
+    """
     ids: dict[str, list[str]] = {name: [] for name in ("train", "val", "test")}
     bare: dict[str, list[str]] = {name: [] for name in ids}
     for case in sorted(cases, key=lambda c: c.id):

@@ -152,8 +152,8 @@ def _section_rows(section: str, runs: Mapping[str, Sequence[ScoredRun]], referen
             section,
             name,
             any(run.reads_text for run in mine),
-            _share(mine[0]),
-            Costs.mean([Costs.of(run.facts) for run in mine]),
+            mine[0].share,
+            Costs.mean([Costs.of(facts) for run in mine for facts in run.facts]),
             {m.name: _line(section, name, m.name, mine, None if name == reference else baseline) for m in METRICS},
         )
         for name, mine in runs.items()
@@ -216,21 +216,26 @@ def _values(runs: Sequence[ScoredRun], metric: str) -> Values:
     return np.array([[getattr(row.metrics, metric) for _, row in sorted(run.rows.items())] for run in runs], np.float64)
 
 
-def _share(run: ScoredRun) -> float | None:
-    if run.split is None:
-        return None
-    return len(run.split.labelled) / max(1, len(run.split.labelled) + len(run.split.unlabelled))
-
-
 def _load(name: str, folders: Sequence[Path], only: Mapping[Trait, str]) -> list[ScoredRun]:
     if not folders:
         raise CersError(f"method '{name}' has no run folder; give at least one")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise CersError(f"method '{name}' names a run folder twice; a run is one seed, give each once")
-    runs = [read_scored(folder) for folder in folders]
-    seeds = [run.seed for run in runs if run.seed is not None]
-    if len(set(seeds)) < len(seeds):
-        raise CersError(f"two runs of '{name}' have the same seed; give each seed once, or name them apart")
+    runs = _pooled(name, [read_scored(folder) for folder in folders])
     for trait, value in only.items():
         runs = [run.only(trait, value) for run in runs]
     return runs
+
+
+def _pooled(name: str, runs: Sequence[ScoredRun]) -> list[ScoredRun]:
+    """Runs of one seed that share no case are the folds of a cross-validation, and become one run."""
+    by_seed: dict[int | None, list[ScoredRun]] = {}
+    for run in runs:
+        by_seed.setdefault(run.seed, []).append(run)
+    alone = by_seed.pop(None, [])
+    for seed, folds in by_seed.items():
+        if len({case_id for fold in folds for case_id in fold.rows}) < sum(len(fold.rows) for fold in folds):
+            raise CersError(
+                f"two runs of '{name}' have seed {seed} and cases in common; give each seed once, or name them apart"
+            )
+    return [*alone, *map(ScoredRun.pooled, by_seed.values())]

@@ -1,6 +1,8 @@
 """What a reader of a comparison must know beside its numbers: whatever differs between runs but their method."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from statistics import fmean
 
 from cers.evaluate.scored import ScoredRun, Trait
 
@@ -24,7 +26,8 @@ _EXPECTED = (
 def comparison_notes(sections: Sections, reference: str, only: Mapping[Trait, str]) -> tuple[str, ...]:
     """Which cases were chosen, and a line for each difference between the runs that is not method, seed or share."""
     chosen = [f"Only test cases with {trait} '{value}'." for trait, value in only.items()]
-    return (*chosen, *_settings(sections, reference), *_circumstances(sections), *_seeds(sections), *_labels(sections))
+    told = (_settings(sections, reference), _circumstances(sections), _folds(sections), _seeds(sections))
+    return (*chosen, *chain.from_iterable(told), *_labels(sections))
 
 
 def _settings(sections: Sections, reference: str) -> Iterator[str]:
@@ -46,9 +49,18 @@ def _settings(sections: Sections, reference: str) -> Iterator[str]:
 def _circumstances(sections: Sections) -> Iterator[str]:
     words = {"device": "devices", "torch": "torch versions", "cers": "cers versions", "dataset": "datasets"}
     for fact, many in words.items():
-        values = sorted({str(run.facts[fact]) for run in _runs(sections) if run.facts.get(fact)})
+        values = sorted({str(facts[fact]) for run in _runs(sections) for facts in run.facts if facts.get(fact)})
         if len(values) > 1:
             yield f"The runs are of different {many}: {', '.join(values)}; their times do not compare."
+
+
+def _folds(sections: Sections) -> Iterator[str]:
+    folds = max((len(run.facts) for run in _runs(sections)), default=0)
+    if folds > 1:
+        yield (
+            f"Cross-validated in {folds} folds: each case is scored by the network that did not see its fold. Training "
+            "sets of folds overlap, which no interval covers."
+        )
 
 
 def _seeds(sections: Sections) -> Iterator[str]:
@@ -61,9 +73,9 @@ def _seeds(sections: Sections) -> Iterator[str]:
 
 def _labels(sections: Sections) -> Iterator[str]:
     for section, runs in sections.items():
-        counts = {len(run.split.labelled) for mine in runs.values() for run in mine if run.split}
+        counts = {fmean(map(len, run.labelled)) for mine in runs.values() for run in mine if run.labelled}
         if not section and len(counts) > 1:
-            yield f"Rows were trained with different numbers of masks: {', '.join(map(str, sorted(counts)))}."
+            yield f"Rows were trained with different numbers of masks: {', '.join(f'{n:g}' for n in sorted(counts))}."
 
 
 def _runs(sections: Sections) -> Iterator[ScoredRun]:

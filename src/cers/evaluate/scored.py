@@ -50,13 +50,28 @@ class Costs:
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """The declared rows of one run folder by case id; its split, settings and facts where it has them."""
+    """The declared rows of one training by case id, or those of its folds together; `folder` and `config` of the first.
+
+    `splits` and `facts` are of each fold, of the one run where it was not cross-validated; empty where not known.
+    """
 
     folder: Path
     rows: dict[str, CaseRow]
-    split: Split | None
+    splits: tuple[Split, ...]
     config: RunConfig | None
-    facts: Mapping[str, Any]
+    facts: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def pooled(cls, folds: Sequence[Self]) -> Self:
+        """The folds of one cross-validation as one run that has scored the cases of all."""
+        ordered = sorted(folds, key=lambda fold: min(fold.rows))
+        return cls(
+            ordered[0].folder,
+            {id_: row for fold in ordered for id_, row in fold.rows.items()},
+            tuple(split for fold in ordered for split in fold.splits),
+            ordered[0].config,
+            tuple(facts for fold in ordered for facts in fold.facts),
+        )
 
     @property
     def seed(self) -> int | None:
@@ -66,7 +81,19 @@ class ScoredRun:
     @property
     def reads_text(self) -> bool:
         """Whether its predictions depend on a text; False where it did not say."""
-        return bool(self.facts.get("reads_text"))
+        return any(facts.get("reads_text") for facts in self.facts)
+
+    @property
+    def labelled(self) -> tuple[set[str], ...]:
+        """Ids of the cases whose masks it saw, by fold."""
+        return tuple(set(split.labelled) for split in self.splits)
+
+    @property
+    def share(self) -> float | None:
+        """The part of the training cases whose masks it saw, the mean over folds; None where it is not known."""
+        if not self.splits:
+            return None
+        return fmean(len(s.labelled) / max(1, len(s.labelled) + len(s.unlabelled)) for s in self.splits)
 
     def only(self, trait: Trait, value: str) -> Self:
         """The same run, scored on the cases of one class, or of one size of lesion, alone.
@@ -103,9 +130,9 @@ def read_scored(folder: Path) -> ScoredRun:
     return ScoredRun(
         folder,
         {row.id: row for row in rows},
-        read_split(split) if split.is_file() else None,
+        (read_split(split),) if split.is_file() else (),
         load_config(config) if config.is_file() else None,
-        _facts(run / "run.json"),
+        (_facts(run / "run.json"),),
     )
 
 
@@ -136,7 +163,7 @@ def require_same_cases(first: ScoredRun, other: ScoredRun) -> None:
         there = other.rows[case_id]
         if (row.metrics.true_area, row.group) != (there.metrics.true_area, there.group):
             raise CersError(f"{both} know case '{case_id}' with different masks or groups; {AGAIN}")
-    if first.split and other.split and _parts(first.split) != _parts(other.split):
+    if first.splits and other.splits and _parts(first) != _parts(other):
         raise CersError(f"{both} were trained on different splits; train both on one split file")
 
 
@@ -146,11 +173,11 @@ def require_same_labels(runs: Sequence[ScoredRun], section: str) -> None:
     Raises:
         CersError: two of them did.
     """
-    known = [run for run in runs if run.split is not None]
+    known = [run for run in runs if run.splits]
     for run in known[1:]:
-        if known[0].split and run.split and set(known[0].split.labelled) != set(run.split.labelled):
+        if known[0].labelled != run.labelled:
             raise CersError(f"{section}: {known[0].folder} and {run.folder} were trained on different labelled cases")
 
 
-def _parts(split: Split) -> dict[str, set[str]]:
-    return {name: set(ids) for name, ids in split.parts.items()}
+def _parts(run: ScoredRun) -> list[dict[str, set[str]]]:
+    return [{name: set(ids) for name, ids in split.parts.items()} for split in run.splits]

@@ -45,11 +45,12 @@ class Study(Section):
     settings: dict[str, Any] = Field({}, description="of every run")
     labelled: tuple[Share, ...] = Field((1.0,), min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    folds: tuple[int, ...] = Field((), description="each stands for {fold} in the settings; their cases are pooled")
     rows: tuple[StudyRow, ...] = Field(min_length=1)
     part: Literal["test", "val"] = Field("test", description="what its runs are scored on; val to choose settings by")
     published: Published | None = None
 
-    @field_validator("labelled", "seeds")
+    @field_validator("labelled", "seeds", "folds")
     @classmethod
     def _once(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
@@ -70,8 +71,9 @@ class Study(Section):
         seeds: Sequence[int] = (),
         rows: Sequence[str] = (),
         part: str | None = None,
+        folds: Sequence[int] = (),
     ) -> "Study":
-        """The study with another preset, part, shares or seeds, or only some of its rows beside the reference.
+        """The study with another preset, part, shares, seeds or folds, or only some of its rows beside the reference.
 
         Raises:
             CersError: no such row or part.
@@ -94,13 +96,17 @@ class Study(Section):
             values["rows"] = [{**row, "labelled": None} for row in values["rows"]]
         if seeds:
             values["seeds"] = tuple(seeds)
+        if folds:
+            values["folds"] = tuple(folds)
         return _checked(values, "study")
 
-    def config(self, row: StudyRow, share: Share, seed: int, overrides: Sequence[str] = ()) -> RunConfig:
-        """The configuration of one run; `overrides` come last.
+    def config(
+        self, row: StudyRow, share: Share, seed: int, overrides: Sequence[str] = (), fold: int | None = None
+    ) -> RunConfig:
+        """The configuration of one run; `overrides` come last, and `fold` stands wherever a setting says {fold}.
 
         Raises:
-            CersError: a bad setting, or an override of what the grid varies.
+            CersError: a bad setting, an override of what the grid varies, or {fold} in a study without folds.
         """
         for override in overrides:
             key = override.partition("=")[0]
@@ -108,12 +114,18 @@ class Study(Section):
                 raise CersError(f"{key} is what the study varies; {_OF_THE_GRID[key]}")
         grid = {"data.labelled": share, "seed": seed}
         own = [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **row.settings, **grid}.items()]
+        settings = [*own, *overrides]
+        if fold is not None:
+            settings = [setting.replace(_FOLD, str(fold)) for setting in settings]
+        elif unknown := [setting for setting in settings if _FOLD in setting]:
+            raise CersError(f"{unknown[0]}: which folds? give --folds 1,2,3,4,5")
         try:
-            return load_config(self.preset, [*own, *overrides])
+            return load_config(self.preset, settings)
         except CersError as error:
             raise CersError(f"row '{row.name}': {error}") from None
 
 
+_FOLD = "{fold}"
 _OF_THE_GRID = {
     "seed": "give --seeds 0,1,2",
     "data.labelled": "give --labelled 0.05,0.25",
@@ -186,5 +198,9 @@ def _checked(values: Mapping[str, Any], where: str) -> Study:
     if study.reference not in names:
         raise CersError(
             f"{where}: reference '{study.reference}' is none of its rows; {nearest(study.reference, names)}"
+        )
+    if study.folds and study.part == "val":
+        raise CersError(
+            f"{where}: what one fold validates on another one tests; choose settings on a split without folds"
         )
     return study

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class PlannedRun:
     row: str
     share: Share
     seed: int
+    fold: int | None
     config: RunConfig
     split: Split
     key: str
@@ -43,14 +45,15 @@ class PlannedRun:
     @property
     def name(self) -> str:
         """What it is called in progress and errors."""
-        return f"{self.row}, {share_name(self.share)}, seed {self.seed}"
+        fold = "" if self.fold is None else f", fold {self.fold}"
+        return f"{self.row}, {share_name(self.share)}, seed {self.seed}{fold}"
 
 
 @dataclass(frozen=True)
 class Plan:
     """A study in a folder. `runs` has each different run once, in the order of running; `cells` names all of them.
 
-    `cells` maps (share, row) to the keys of its seeds: two rows may be the same run.
+    `cells` maps (share, row) to the keys of its seeds and folds: two rows may be the same run.
     """
 
     study: Study
@@ -61,7 +64,8 @@ class Plan:
     def folder(self, run: PlannedRun) -> Path:
         """Where the run is, or is to be: an earlier one that computes the same is found under any name."""
         found = sorted((self.out / "runs").glob(f"*-{run.key}"))
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{run.row} {share_name(run.share)} seed{run.seed}".lower()).strip("-")
+        fold = "" if run.fold is None else f" fold{run.fold}"
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{run.row} {share_name(run.share)} seed{run.seed}{fold}".lower()).strip("-")
         return found[0] if found else self.out / "runs" / f"{slug}-{run.key}"
 
     def scores(self, run: PlannedRun) -> Path:
@@ -88,25 +92,36 @@ def make_plan(study: Study, out: Path, overrides: Sequence[str] = ()) -> Plan:
     """Lay the study out in `out`; without data.split a grouped split is made there once, for all runs.
 
     Raises:
-        CersError: a bad setting, row by row; no dataset; or no budget.
+        CersError: a bad setting, row by row; no dataset; no budget; or folds that test the same cases.
     """
     cells: dict[tuple[Share, str], list[str]] = {}
     runs: dict[str, PlannedRun] = {}
     splits: dict[tuple[Path | None, Share], Split] = {}
     # The first seed of everything comes first: a table that is cut short is then complete in its rows.
-    for seed in study.seeds:
-        for share in study.labelled:
-            for row in study.rows:
-                if row.labelled is not None and share not in row.labelled:
-                    continue
-                config = study.config(row, share, seed, overrides)
-                if (config.data.split, share) not in splits:
-                    splits[config.data.split, share] = _split(config, out).with_labelled(share)
-                run = _planned(row.name, share, seed, config, splits[config.data.split, share], out)
-                runs.setdefault(run.key, run)
-                cells.setdefault((share, row.name), []).append(run.key)
+    for seed, fold, share, row in product(study.seeds, study.folds or (None,), study.labelled, study.rows):
+        if row.labelled is not None and share not in row.labelled:
+            continue
+        config = study.config(row, share, seed, overrides, fold)
+        if (config.data.split, share) not in splits:
+            splits[config.data.split, share] = _split(config, out).with_labelled(share)
+        run = _planned(row.name, share, seed, fold, config, splits[config.data.split, share], out)
+        runs.setdefault(run.key, run)
+        cells.setdefault((share, row.name), []).append(run.key)
+    _require_disjoint([run for run in runs.values() if run.fold is not None])
     ordered = {(s, r.name): tuple(cells[s, r.name]) for s in study.labelled for r in study.rows if (s, r.name) in cells}
     return Plan(study, out, tuple(runs.values()), ordered)
+
+
+def _require_disjoint(runs: Sequence[PlannedRun]) -> None:
+    """No case may be tested in two folds, as it is where folds share a split."""
+    tested: dict[str, int | None] = {}
+    for run in runs:
+        for case_id in run.split.test:
+            if (other := tested.setdefault(case_id, run.fold)) != run.fold:
+                raise CersError(
+                    f"folds {other} and {run.fold} both test '{case_id}'; make the splits with `cers data split "
+                    "--folds`, and name them by data.split=split-{fold}.json"
+                )
 
 
 def require_data(plan: Plan) -> None:
@@ -131,7 +146,9 @@ def run_key(config: RunConfig, split: Split) -> str:
     return _hash({**_identity(config), "split": split.hash})
 
 
-def _planned(row: str, share: Share, seed: int, config: RunConfig, split: Split, out: Path) -> PlannedRun:
+def _planned(
+    row: str, share: Share, seed: int, fold: int | None, config: RunConfig, split: Split, out: Path
+) -> PlannedRun:
     if config.data.split is None:
         data = config.data.model_copy(update={"split": out / "split.json"})
         config = config.model_copy(update={"data": data})
@@ -141,7 +158,7 @@ def _planned(row: str, share: Share, seed: int, config: RunConfig, split: Split,
         raise CersError(f"row '{row}': {error}") from None
     steps = total_steps(config, Streams(split.labelled, split.unlabelled, split.val))
     family = _hash({**_identity(config), "seed": None, "split": None})
-    return PlannedRun(row, share, seed, config, split, key, family, steps)
+    return PlannedRun(row, share, seed, fold, config, split, key, family, steps)
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A study's table: our figures, those published beside them, and every form they are written in."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from cers.evaluate.render import latex, markdown, number
 from cers.files import write_atomic
 from cers.report.comparison import render_comparison, render_curves
 from cers.study.definition import Share, share_name
-from cers.study.plan import Plan
+from cers.study.plan import Plan, PlannedRun
 
 # Settings in which a protocol may depart from the paper's, which the preset `paper` holds.
 _PROTOCOL = (
@@ -36,17 +36,30 @@ def study_table(plan: Plan) -> ComparisonTable | None:
     Raises:
         CersError: runs that cannot be compared, e.g. scored on different masks.
     """
-    runs = {run.key: run for run in plan.runs}
+    titles = _titles(plan)
     sections: dict[str, dict[str, list[Path]]] = {}
     for (share, row), keys in plan.cells.items():
-        done = [runs[key] for key in keys if plan.is_done(runs[key])]
-        if done:
-            title = section_title(share, len(done[0].split.labelled))
-            sections.setdefault(title, {})[row] = [plan.scores(run) for run in done]
+        if done := _done(plan, keys):
+            sections.setdefault(titles[share], {})[row] = [plan.scores(run) for run in done]
     if not sections:
         return None
     table = compare_sections(sections, plan.study.reference)
     return table if plan.study.part == "test" else replace(table, notes=(_ON_VALIDATION, *table.notes))
+
+
+def _done(plan: Plan, keys: Collection[str]) -> list[PlannedRun]:
+    """The runs that are trained and scored; of a seed all folds or none, since folds are compared together."""
+    seeds: dict[int, list[PlannedRun]] = {}
+    for run in plan.runs:
+        if run.key in keys:
+            seeds.setdefault(run.seed, []).append(run)
+    return [run for folds in seeds.values() if all(map(plan.is_done, folds)) for run in folds]
+
+
+def _titles(plan: Plan) -> dict[Share, str]:
+    """The section of each share, with what it comes to in the first of its runs."""
+    counts = {run.share: len(run.split.labelled) for run in reversed(plan.runs)}
+    return {share: section_title(share, count) for share, count in counts.items()}
 
 
 def section_title(share: Share, count: int) -> str:
@@ -62,10 +75,10 @@ def published_rows(plan: Plan, table: ComparisonTable) -> Rows:
     head = ["labelled", "method", "ours Dice / IoU", *(f"published {name}" for name in published.datasets)]
     rows = [[*head, *published.extra]]
     ours = {(row.section, row.method): row for row in table.rows}
-    counts = {run.share: len(run.split.labelled) for run in plan.runs}
+    titles = _titles(plan)
     # Figures are of shares; a count such as 1 must not be taken for the share 1, all of them.
-    shares: dict[str, list[Share]] = {"any": list(counts)}
-    shares |= {f"{share:g}": [share] for share in counts if isinstance(share, float)}
+    shares: dict[str, list[Share]] = {"any": list(titles)}
+    shares |= {f"{share:g}": [share] for share in titles if isinstance(share, float)}
     for key, figures in published.figures.items():
         for name, by_dataset in figures.items():
             cells = [_pair(by_dataset.get(dataset)) for dataset in published.datasets]
@@ -73,7 +86,7 @@ def published_rows(plan: Plan, table: ComparisonTable) -> Rows:
             found = [
                 (section, mine)
                 for share in shares.get(key if key == "any" else f"{float(key):g}", [])
-                if (mine := ours.get((section := section_title(share, counts[share]), name))) is not None
+                if (mine := ours.get((section := titles[share], name))) is not None
             ]
             for section, mine in found:
                 both = f"{number(100 * mine.dice.mean, 2)} / {number(100 * mine.by_metric['iou'].mean, 2)}"
