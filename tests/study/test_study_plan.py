@@ -112,7 +112,13 @@ def test_curves_are_drawn_where_there_are_several_shares(tmp_path, here):
         rows.append(Row(f"{share}", "plain", False, share, Costs(), lines))
     assert plan.out / "curves.svg" not in write_tables(plan, ComparisonTable("plain", tuple(rows[:1])))
     assert plan.out / "curves.svg" in write_tables(plan, ComparisonTable("plain", tuple(rows)))
-    assert "plain" in (plan.out / "curves.svg").read_text(encoding="utf-8")
+    drawn = (plan.out / "curves.svg").read_text(encoding="utf-8")
+    assert "plain" in drawn
+    assert "reads text" not in drawn
+    write_tables(plan, ComparisonTable("plain", tuple(replace(row, reads_text=True) for row in rows)))
+    assert "reads text" in (plan.out / "curves.svg").read_text(encoding="utf-8")
+    write_tables(plan, ComparisonTable("plain", tuple(rows[:1])))
+    assert not (plan.out / "curves.svg").exists()
 
 
 def test_two_rows_of_one_configuration_are_one_run(tmp_path, here):

@@ -93,7 +93,10 @@ def render_comparison(
 def render_curves(table: ComparisonTable) -> str | None:
     """Dice against labelled share as an SVG file that needs nothing beside it; None where there is a single share."""
     curves = share_curves(table)
-    return None if curves is None else environment().get_template("figure.svg.j2").render(curves=curves)
+    if curves is None:
+        return None
+    reads_text = any(row.reads_text for row in table.rows)
+    return environment().get_template("figure.svg.j2").render(curves=curves, reads_text=reads_text)
 
 
 def forest_plots(table: ComparisonTable) -> list[Forest]:

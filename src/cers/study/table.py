@@ -132,6 +132,8 @@ def write_tables(plan: Plan, table: ComparisonTable) -> list[Path]:
     }
     if curves := render_curves(table):
         files["curves.svg"] = curves
+    else:  # an earlier table had more shares
+        (plan.out / "curves.svg").unlink(missing_ok=True)
     for name, content in files.items():
         write_atomic(plan.out / name, content)
     return [plan.out / name for name in files]
