@@ -152,12 +152,16 @@ def folds(scans, tmp_path_factory) -> list[str]:
 
 
 def test_folds_are_runs_of_their_own_by_seed(tmp_path, folds):
+    for fold in (1, 2, 3):
+        (tmp_path / f"texts-{fold}.csv").write_text(f"image,cot\na,words of fold {fold}\n", encoding="utf-8")
+    folds = [*folds, f"data.rationales={tmp_path}/texts-{{fold}}.csv"]
     plan = plan_of(tmp_path, folds, folds=[1, 2, 3])
     assert len(plan.runs) == 2 * 2 * 3
+    assert len({run.family for run in plan.runs}) == 2
     assert [(run.seed, run.fold) for run in plan.runs[::2]] == [(s, f) for s in (0, 1) for f in (1, 2, 3)]
     assert plan.runs[4].name == "plain, 50 %, seed 0, fold 3"
     assert {run.config.data.split.name for run in plan.runs} == {f"split-{fold}.json" for fold in (1, 2, 3)}
-    alone = plan_of(tmp_path, [folds[0], folds[1].replace("{fold}", "2")])
+    alone = plan_of(tmp_path, [setting.replace("{fold}", "2") for setting in folds])
     assert keys(alone) == {run.key for run in plan.runs if run.fold == 2}
 
 

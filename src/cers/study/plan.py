@@ -30,7 +30,7 @@ _KEY = 12
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run of a study. `key` is the hash of what it computes; `family` that of what it costs: all but the seed."""
+    """A run of a study. `key` is the hash of what it computes; `family` of what it costs, whatever seed and fold."""
 
     row: str
     share: Share
@@ -157,7 +157,8 @@ def _planned(
     except CersError as error:
         raise CersError(f"row '{row}': {error}") from None
     steps = total_steps(config, Streams(split.labelled, split.unlabelled, split.val))
-    family = _hash({**_identity(config), "seed": None, "split": None})
+    texts = config.data.rationales is not None  # those of one fold take as long as those of another
+    family = _hash({**_identity(config), "seed": None, "data.rationales": texts})
     return PlannedRun(row, share, seed, fold, config, split, key, family, steps)
 
 
