@@ -260,7 +260,8 @@ def in_folds(run: Path, folds: int = 3) -> list[Path]:
         folder = run.with_name(f"{run.name}-{fold}")
         write_cases_csv([r for r in rows if int(r.group.removeprefix("p")) % folds == fold], folder / "eval/cases.csv")
         shutil.copy(run / "config.yaml", folder)
-        (folder / "run.json").write_text(json.dumps({"parameters": 10 * fold}), encoding="utf-8")
+        facts = {"parameters": 10 * fold, "dataset": f"images of fold {fold}"}
+        (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
         made.append(folder)
     return made
 
@@ -275,6 +276,10 @@ def test_folds_of_a_seed_are_compared_as_one_run(tmp_path):
     assert (folds.rows[1].dice.seeds, folds.rows[1].dice.pairs, folds.rows[1].dice.n) == (2, 2, N)
     assert any("Cross-validated in 3 folds" in note for note in folds.notes)
     assert not any("Cross-validated" in note for note in whole.notes)
+    assert not any("different datasets" in note for note in folds.notes)
+    (parts[1][0] / "run.json").write_text(json.dumps({"dataset": "others"}), encoding="utf-8")
+    changed = compare({"weak": parts[0], "strong": parts[1]}, "weak")
+    assert any("different datasets: images of fold 0, others" in note for note in changed.notes)
     with pytest.raises(CersError, match="scored on different cases"):
         compare({"weak": parts[0], "strong": parts[1][:-1]}, "weak")
 
