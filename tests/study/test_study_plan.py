@@ -188,6 +188,16 @@ def test_a_seed_counts_once_all_its_folds_are_done(tmp_path, folds):
     assert [row.method for row in study_table(plan).rows] == ["plain"]
 
 
+def test_a_share_and_the_count_it_comes_to_are_two_sections_of_the_same_runs(tmp_path, here):
+    count = len(plan_of(tmp_path, here).runs[0].split.labelled)
+    plan = plan_of(tmp_path, here, labelled=[0.5, count])
+    assert {run.share for run in plan.runs} == {0.5}
+    for run in plan.runs:
+        _pretend(plan, run)
+    sections = [row.section for row in study_table(plan).rows]
+    assert sections == [f"50 % ({count})"] * 2 + [f"{count} cases"] * 2
+
+
 def _pretend(plan: Plan, run: PlannedRun) -> None:
     """As if it had been trained, and had found every lesion."""
     box = np.zeros((8, 8), dtype=bool)

@@ -80,7 +80,8 @@ def split(
         float | None, typer.Option(help="Share of annotated images for testing; 0.1 if not given.", show_default=False)
     ] = None,
     folds: Annotated[
-        int | None, typer.Option(help="Cross-validation: so many splits, each of which tests another part.")
+        int | None,
+        typer.Option(help="Cross-validation: splits that test another part each: split-1.json …"),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only about this many images, in whole groups.")] = None,
     without: Annotated[str | None, typer.Option(help="Use no training mask of this class.")] = None,

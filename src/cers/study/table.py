@@ -57,9 +57,9 @@ def _done(plan: Plan, keys: Collection[str]) -> list[PlannedRun]:
 
 
 def _titles(plan: Plan) -> dict[Share, str]:
-    """The section of each share, with what it comes to in the first of its runs."""
-    counts = {run.share: len(run.split.labelled) for run in reversed(plan.runs)}
-    return {share: section_title(share, count) for share, count in counts.items()}
+    """The section of each share, with what it comes to in its first fold."""
+    counts = {run.key: len(run.split.labelled) for run in plan.runs}
+    return {share: section_title(share, counts[keys[0]]) for (share, _), keys in plan.cells.items()}
 
 
 def section_title(share: Share, count: int) -> str:
