@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cers.data.case import Batch, SemiBatch
 from cers.errors import CersError
-from cers.losses import dice_ce, sharpened_consistency
+from cers.losses import dice_ce, sharpened_consistency, two_class_dice
 from cers.methods.base import Evidence, Progress, Setup
 from cers.methods.cers import CERS
 from cers.methods.evidence import Retriever, Strategy
@@ -449,6 +449,7 @@ def test_alignment_alone_reads_rationales():
             "does nothing unless method.settings.strong_views=false (got 0.5)",
         ),
         ({"cutmix": 0.0}, "cutmix: does nothing unless method.settings.strong_views=true"),
+        ({"lesson_dice": 1.0}, "lesson_dice: does nothing unless method.settings.strong_views=true"),
         ({"pointing": 1.0}, "does nothing unless method.settings.reference_masks=true"),
     ],
 )
@@ -546,8 +547,10 @@ def test_pointing_is_learned_from_the_labelled_images_alone():
     )
 
 
-def test_strong_views_learn_what_the_retrieval_branch_sees_in_weak_ones():
-    method = filled({"strong_views": True, "cutmix": 0.0, "confidence": 0.6, "consistency": 150.5})
+@pytest.mark.parametrize("dice", [0.0, 0.5])
+def test_strong_views_learn_what_the_retrieval_branch_sees_in_weak_ones(dice):
+    settings = {"strong_views": True, "cutmix": 0.0, "confidence": 0.6, "consistency": 150.5, "lesson_dice": dice}
+    method = filled(settings)
     with torch.no_grad():
         method.retrieval_decoder.head.logit.weight.mul_(50)
         method.retrieval_decoder.head.logit.bias.fill_(0.0)
@@ -558,8 +561,10 @@ def test_strong_views_learn_what_the_retrieval_branch_sees_in_weak_ones():
     strong = replace(batch.unlabelled, images=batch.unlabelled.strong[:, 0])
     joined = SemiBatch(batch.labelled, strong).joined()
     n = len(batch.labelled)
+    label = (weak > 0.5).float()
     losses = [
-        (F.binary_cross_entropy(p[n:], (weak > 0.5).float(), reduction="none") * sure).mean()
+        (F.binary_cross_entropy(p[n:], label, reduction="none") * sure).mean()
+        + dice * two_class_dice(p[n:].logit(), label)
         for p in branches(method, joined)
     ]
     result = step(method, batch)

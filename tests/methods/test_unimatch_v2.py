@@ -6,6 +6,7 @@ from tiny_runs import make, make_batch, make_semi, noise
 from torch.nn import functional as F
 
 from cers.data.case import SemiBatch
+from cers.losses import two_class_dice
 from cers.methods.base import Progress
 from cers.methods.strong_views import cutmix_boxes, paste
 from cers.methods.unimatch_v2 import UniMatchV2
@@ -59,8 +60,9 @@ def test_dropped_channels_of_the_two_views_complete_each_other():
     assert alone.shape == (5, 1, 1)
 
 
-def test_the_loss_is_its_formula():
-    method = unimatch(cutmix=0.0, kept=1.0, confidence=0.6).eval()
+@pytest.mark.parametrize("dice", [0.0, 0.5])
+def test_the_loss_is_its_formula(dice):
+    method = unimatch(cutmix=0.0, kept=1.0, confidence=0.6, lesson_dice=dice).eval()
     with torch.no_grad():
         method.teacher.network.decoder.head.logit.bias.fill_(0.3)
     batch = make_semi(strong_views=2)
@@ -69,9 +71,11 @@ def test_the_loss_is_its_formula():
     p = method.teacher(batch.unlabelled.images).sigmoid()
     sure = ((p >= 0.6) | (p <= 0.4)).float()
     assert 0 < sure.mean() < 1
+    label = (p > 0.5).float()
     losses = [
-        (sure * F.binary_cross_entropy_with_logits(method.student(view), (p > 0.5).float(), reduction="none")).mean()
-        for view in batch.unlabelled.strong.unbind(1)
+        (sure * F.binary_cross_entropy_with_logits(logits, label, reduction="none")).mean()
+        + dice * two_class_dice(logits, label)
+        for logits in map(method.student, batch.unlabelled.strong.unbind(1))
     ]
     expected = (alone.loss + sum(losses) / 2) / 2
     assert float(result.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)

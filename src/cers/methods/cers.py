@@ -44,6 +44,7 @@ _HEEDED = {
     "pointing": ("reference_masks", True),
     "confidence": ("strong_views", True),
     "cutmix": ("strong_views", True),
+    "lesson_dice": ("strong_views", True),
     "consistency_on": ("strong_views", False),
     "temperature": ("strong_views", False),
 }
@@ -77,6 +78,7 @@ class CERSSettings(Settings):
     consistency_on: Literal["unlabelled", "all"] = "unlabelled"
     confidence: float = Field(0.95, ge=0.5, lt=1, description="from which a pixel of a weak view counts")
     cutmix: float = Field(0.5, ge=0, le=1, description="probability that a strong view gets a box of another image")
+    lesson_dice: float = Field(0.5, ge=0, description="weight of a Dice loss of strong views, sure or not")
     temperature: float = Field(0.1, gt=0, description="sharpening of Eq. 6")
     pool_momentum: float = Field(0.99, ge=0, le=1, description="Eq. 5, per visit of a case")
 
@@ -264,7 +266,8 @@ class CERS(Method):
         """What both branches, or a strong view and its lesson, disagree on from image `first` on, and its weight."""
         retrieval, base = decoded.retrieval[first:], decoded.base[first:]
         if lesson is not None:
-            return lesson.loss(retrieval) + lesson.loss(base), 1.0
+            dice = self.settings.lesson_dice
+            return lesson.loss(retrieval, dice) + lesson.loss(base, dice), 1.0
         weight = self.settings.consistency * sigmoid_ramp(progress.fraction)
         return sharpened_consistency(retrieval, base, self.settings.temperature), weight
 

@@ -32,6 +32,7 @@ class UniMatchV2Settings(Settings):
     confidence: float = Field(0.95, ge=0.5, lt=1, description="from which the teacher's label of a pixel counts")
     weight: float = Field(1.0, ge=0, description="of the unlabelled images beside the labelled ones")
     cutmix: float = Field(0.5, ge=0, le=1, description="probability that an image gets a box of another")
+    lesson_dice: float = Field(0.0, ge=0, description="weight of a Dice loss of strong views, sure or not; beyond it")
     kept: float = Field(0.5, ge=0, le=1, description="share of the images that keep all channels")
     decay: float = Field(0.996, ge=0, lt=1, description="of the teacher's average")
     output: Literal["teacher", "student"] = Field("teacher", description="the declared branch")
@@ -64,7 +65,7 @@ class UniMatchV2(Method):
         if lesson is None:
             yield StepResult(segmentation, logs)
             return
-        unlabelled = lesson.loss(logits[n:])
+        unlabelled = lesson.loss(logits[n:], self.settings.lesson_dice)
         loss = (segmentation + self.settings.weight * unlabelled) / 2
         yield StepResult(loss, logs | {"unlabelled": unlabelled.detach(), "sure": lesson.sure.mean()})
 
