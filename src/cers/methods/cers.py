@@ -65,7 +65,7 @@ class CERSSettings(Settings):
     multi_scale: bool = True
     reference_masks: bool = Field(False, description="references also say where their lesion lay")
     pointing: float = Field(0.5, ge=0, description="weight of learning to find lesions by the references' masks alone")
-    reference_sizes: bool = Field(False, description="a lesion is as large as the smallest of its references at least")
+    reference_sizes: bool = Field(False, description="an outline below half of its smallest reference grows to that")
     output: Literal["retrieval", "base"] = Field("retrieval", description="the declared branch")
     warmup_share: float = Field(0.3, gt=0, lt=1, description="share of the steps spent in the warm-up")
     warmup_lr_factor: float = Field(1.0, gt=0)
@@ -188,7 +188,7 @@ class CERS(Method):
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
         """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
 
-        With `reference_sizes` the answer is the declared branch, grown to the size that its references ask for.
+        With `reference_sizes` the answer is the declared branch, grown where it is much smaller than its references.
         Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
         no mask, in a pool that was extended since, it is outlined along the image, and the answer if it contradicts the
         declared branch.

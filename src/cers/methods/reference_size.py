@@ -1,10 +1,12 @@
-"""How large a lesion is at least: as the smallest of its references.
+"""How large a lesion is at least: about as the smallest of its references.
 
 A report often says how large a lesion is, or of what kind, and so how large it will be; a network that doubts outlines
-too little of it, or nothing. Then the place that it holds most likely grows along its own opinion until the size is
-reached; a lower threshold for the whole image would bring in look-alikes as well.
+much too little of it, or nothing. Then the place that it holds most likely grows along its own opinion until the size
+is reached; a lower threshold for the whole image would bring in look-alikes as well. Where the size is no further off
+than by half, the network knows better.
 """
 
+import math
 from bisect import bisect_left
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import label
 from torch import Tensor
 
+STANDS = 0.5  # of the size: an outline that large stays as it is; words and past cases are no rulers
 ABOVE = 1e-3  # log-odds that the last of the new pixels gets, so that rounding does not take it away
 CORNERS = np.ones((3, 3))
 OVERSHOOT = 2.0  # times the wanted pixels: a region that jumps beyond them has run into something else
@@ -32,15 +35,15 @@ def smallest_size(
 
 
 def grown(logits: Float[Tensor, "B 1 H W"], share: Float[Tensor, " B"]) -> Float[Tensor, "B 1 H W"]:
-    """`logits` with at least `share` of the pixels of each image above zero, where fewer are.
+    """`logits` with `share` of the pixels of each image above zero, where less than half as many are.
 
     The region around the highest logit is raised as a whole; everything else stays as it was. Where it would run into
     something large on its way, it stops before. A few milliseconds for each image that needs it, on the CPU.
     """
     answer = logits.clone()
-    wanted = (share * logits[0].numel()).ceil().long()
-    for row in (wanted > (logits > 0).sum(dim=(1, 2, 3))).nonzero()[:, 0].tolist():
-        raised = _raised(logits[row, 0].float().cpu().numpy(), int(wanted[row]))
+    wanted, outlined = share * logits[0].numel(), (logits > 0).sum(dim=(1, 2, 3))
+    for row in (STANDS * wanted > outlined).nonzero()[:, 0].tolist():
+        raised = _raised(logits[row, 0].float().cpu().numpy(), math.ceil(wanted[row]))
         answer[row, 0] = torch.from_numpy(raised).to(answer)
     return answer
 

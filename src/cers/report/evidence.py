@@ -193,7 +193,7 @@ def _enlarged(case: ShownCase) -> str:
         return ""
     return (
         "The outline was enlarged: the smallest lesion among the retrieved cases covers "
-        f"{100 * case.at_least:.1f} % of its image, and the decoder by itself outlined less."
+        f"{100 * case.at_least:.1f} % of its image, and the decoder by itself outlined less than half of that."
     )
 
 
