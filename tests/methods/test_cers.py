@@ -395,10 +395,14 @@ def test_evidence_can_be_switched_off(trained):
     assert not torch.equal(without.branches["retrieval"], retrieval)
 
 
-@pytest.mark.parametrize("output", ["retrieval", "base"])
+@pytest.mark.parametrize("output", ["retrieval", "base", "both"])
 def test_the_declared_branch_is_the_prediction(output):
     prediction = filled({"output": output}).predict(query())
     assert torch.equal(prediction.probability, prediction.branches[output])
+    if output == "both":
+        odds = [prediction.branches[name].logit() for name in ("retrieval", "base")]
+        assert torch.allclose(prediction.probability.logit(), sum(odds) / 2, atol=1e-4)
+        assert not torch.equal(*odds)
     assert not torch.equal(prediction.branches["retrieval"], prediction.branches["base"])
 
 

@@ -66,7 +66,7 @@ class CERSSettings(Settings):
     reference_masks: bool = Field(False, description="references also say where their lesion lay")
     pointing: float = Field(0.5, ge=0, description="weight of learning to find lesions by the references' masks alone")
     reference_sizes: bool = Field(False, description="an outline below half of its smallest reference grows to that")
-    output: Literal["retrieval", "base"] = Field("retrieval", description="the declared branch")
+    output: Literal["retrieval", "base", "both"] = Field("retrieval", description="declared; both: their mean log-odds")
     warmup_share: float = Field(0.3, gt=0, lt=1, description="share of the steps spent in the warm-up")
     warmup_lr_factor: float = Field(1.0, gt=0)
     alignment: float = Field(0.5, ge=0, description="weight of the contrastive loss, Eq. 2")
@@ -188,6 +188,8 @@ class CERS(Method):
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
         """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
 
+        With `output` "both" a branch of that name is the mean of their log-odds.
+
         With `reference_sizes` the answer is the declared branch, grown where it is much smaller than its references.
         Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
         no mask, in a pool that was extended since, it is outlined along the image, and the answer if it contradicts the
@@ -197,6 +199,8 @@ class CERS(Method):
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
         decoded = self._decode(batch, features, evidence, need_attention=True)
         logits = {"retrieval": decoded.retrieval.float(), "base": decoded.base.float()}
+        if self.settings.output == "both":
+            logits["both"] = (logits["retrieval"] + logits["base"]) / 2
         branches = {name: said.sigmoid() for name, said in logits.items()}
         declared = probability = branches[self.settings.output]
         if evidence is not None and evidence.at_least is not None:
