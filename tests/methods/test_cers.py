@@ -402,7 +402,6 @@ def test_the_declared_branch_is_the_prediction(output):
     if output == "both":
         odds = [prediction.branches[name].logit() for name in ("retrieval", "base")]
         assert torch.allclose(prediction.probability.logit(), sum(odds) / 2, atol=1e-4)
-        assert not torch.equal(*odds)
     assert not torch.equal(prediction.branches["retrieval"], prediction.branches["base"])
 
 

@@ -38,14 +38,14 @@ class Lesson:
         images = torch.cat([paste(view, box) for view, box in zip(views, boxes, strict=True)])
         return cls(images, *(torch.cat([paste(values, box) for box in boxes]) for values in (label, sure)))
 
-    def loss(self, logits: Tensor, dice: float = 0.0) -> Tensor:
+    def loss(self, logits: Tensor, dice: float) -> Tensor:
         """Cross entropy of logits (VB,1,H,W) where the teacher was sure, as a mean over all pixels.
 
         Beside it, weighted by `dice`, the Dice loss of the whole label, sure or not: borders and doubtful lesions, few
         pixels and never sure, are else taught by nobody (UCMT, arXiv 2301.04465, learns from its labels by this alone).
         """
         logits = logits.float()
-        whole = dice * two_class_dice(logits, self.label) if dice else 0.0
+        whole = dice * two_class_dice(logits, self.label)
         return whole + (F.binary_cross_entropy_with_logits(logits, self.label, reduction="none") * self.sure).mean()
 
 
