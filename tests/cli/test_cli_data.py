@@ -123,6 +123,9 @@ def test_folds_are_written_shown_and_hold(phantoms: Path, tmp_path: Path) -> Non
     shown = cers_data("split", phantoms, "--folds", "3", "--out", out, "--overwrite", "--json")
     assert [fold["file"] for fold in json.loads(shown.stdout)] == [str(file) for file in files]
     assert sum(fold["parts"]["test"]["images"] for fold in json.loads(shown.stdout)) == 40
+    fewer = cers_data("split", phantoms, "--folds", "2", "--out", out, "--overwrite")
+    assert "split-3.json removed" in fewer.stderr
+    assert sorted(tmp_path.iterdir()) == files[:2]  # a study over split-{fold}.json finds one division only
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cers.cli.console import Cell, counted, say, say_json, say_list, say_table
+from cers.cli.console import Cell, counted, note, say, say_json, say_list, say_table
 from cers.errors import CersError
 
 if TYPE_CHECKING:
@@ -94,15 +94,15 @@ def split(
 ) -> None:
     """Deal a dataset out to training, validation and test, and write the split to a file with a hash."""
     from cers.data.duplicates import near_duplicates
-    from cers.data.folds import fold_files, make_folds
+    from cers.data.folds import fold_files, make_folds, surplus_files
     from cers.data.layouts import load_cases
     from cers.data.splits import make_split, save_split
 
     share = _share(labelled)
     if folds is not None and (strategy != "grouped" or test is not None):
         raise CersError("--folds deals all groups out to be tested in turn; leave out --test and --strategy")
-    files = [out] if folds is None else fold_files(out, folds)
-    if (there := [file for file in files if file.exists()]) and not overwrite:
+    files, surplus = ([out], []) if folds is None else (fold_files(out, folds), surplus_files(out, folds))
+    if (there := [file for file in [*files, *surplus] if file.exists()]) and not overwrite:
         raise CersError(f"{there[0]} exists; add --overwrite to replace it, or write elsewhere with --out")
     cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern)
     clusters: list[list[str]] = []
@@ -122,6 +122,9 @@ def split(
     rows = [_rows(each, cases, found) for each in made]
     for each, file in zip(made, files, strict=True):
         save_split(each, file)
+    for file in surplus:
+        file.unlink()
+        note(f"{file} removed: it was of an earlier division into more folds")
     _show_splits(made, rows, files, as_json)
 
 

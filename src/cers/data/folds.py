@@ -1,6 +1,7 @@
 """Cross-validation: every annotated image is tested once, by networks that trained on the other folds."""
 
 from collections.abc import Sequence
+from itertools import count, takewhile
 from pathlib import Path
 
 from cers.data.case import Case
@@ -47,4 +48,13 @@ def make_folds(
 
 def fold_files(path: Path, folds: int) -> list[Path]:
     """The split file of each fold, named after `path`: `split.json` becomes `split-1.json` and so on."""
-    return [path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(1, folds + 1)]
+    return [_fold_file(path, number) for number in range(1, folds + 1)]
+
+
+def surplus_files(path: Path, folds: int) -> list[Path]:
+    """Files that an earlier division into more than `folds` left: beside the new ones, images would be tested twice."""
+    return list(takewhile(Path.exists, (_fold_file(path, number) for number in count(folds + 1))))
+
+
+def _fold_file(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
