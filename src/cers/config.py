@@ -42,9 +42,7 @@ class DataConfig(Section):
     image_size: int = Field(224, ge=32, description="side of the square network input, pixels")
     cache: Path = Field(Path(".cers-cache"), description="folder for decoded images and text embeddings")
     rationales: Path | None = Field(None, description="CSV of rationales that replace those of the dataset")
-    flips: bool = Field(
-        True, description="left/right flips; a method that reads text never flips a case whose texts name a side"
-    )
+    flips: bool = Field(True, description="left/right flips, of the words of a text as well")
 
 
 class TextConfig(Section):

@@ -87,8 +87,10 @@ def make_batches(
     texts: TextEncoders,
     labelled: Collection[str],
     on_decode: Decoding | None = None,
+    *,
+    mirrors: bool = False,
 ) -> BatchMaker:
-    """Decoded images and embedded texts of `cases`."""
+    """Decoded images and embedded texts of `cases`, with `mirrors` those of mirrored views as well."""
     cache = ImageCache.build(
         cases, config.data.image_size, config.data.cache / "images", config.data.mask, progress=on_decode
     )
@@ -100,6 +102,7 @@ def make_batches(
         cache_folder=config.data.cache / "text",
         labelled=labelled,
         cot_states=texts.cot_upper is not None,
+        mirrors=mirrors,
     )
     return BatchMaker(cache, {case.id: case for case in cases}, table)
 

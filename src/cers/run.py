@@ -219,7 +219,7 @@ def _trainer(
     method, weights = _create_method(config, entries, split.unlabelled, texts)
     facts = {**_facts(config, seen, split, texts), "encoder_weights": weights, "entries": entries}
     facts |= {"reads_text": method.reads_text, "parameters": _trained_parameters(method)}
-    maker = make_batches(config, seen, texts, split.labelled, on_decode)
+    maker = make_batches(config, seen, texts, split.labelled, on_decode, mirrors=config.data.flips)
     streams = Streams(split.labelled, split.unlabelled, split.val)
     return Trainer(method, maker, streams, config, folder, facts=facts, on_row=on_row)
 

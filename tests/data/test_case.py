@@ -7,22 +7,6 @@ import torch
 from cers.data.case import Batch, Case, SemiBatch
 
 
-@pytest.mark.parametrize(
-    ("texts", "named"),
-    [
-        ({"report": "Bilateral infection, upper LEFT lung"}, True),
-        ({"rationale": "opacity on the right-hand side"}, True),
-        ({"mask_rationale": "Right-sided"}, True),
-        ({"report": "left", "rationale": None}, True),
-        ({"report": "upright view, bilateral, brightly seen"}, False),
-        ({"report": "", "rationale": "round and dense"}, False),
-        ({}, False),
-    ],
-)
-def test_names_side(texts, named):
-    assert Case("a", Path("a.png"), **texts).names_side is named
-
-
 def test_a_case_is_annotated_with_a_mask_or_as_lesion_free():
     assert Case("a", Path("a.png"), mask=Path("m.png")).annotated
     assert Case("a", Path("a.png"), negative=True).annotated

@@ -33,10 +33,12 @@ LABELLED, UNLABELLED = IDS[:5], IDS[5:]
 
 
 class Rows:
-    """A table of text features in which the row of case `cNN` is NN."""
+    """A table of text features in which the row of case `cNN` is NN and whether it is told as mirrored."""
 
-    def fields(self, ids: Sequence[str]) -> dict[str, Any]:
-        return {"cot": torch.tensor([[float(i[1:])] for i in ids]), "cot_known": torch.ones(len(ids), dtype=torch.bool)}
+    def fields(self, ids: Sequence[str], mirrored: Sequence[bool] | None = None) -> dict[str, Any]:
+        told = zip(ids, mirrored or [False] * len(ids), strict=True)
+        known = torch.ones(len(ids), dtype=torch.bool)
+        return {"cot": torch.tensor([[float(i[1:]), float(turned)] for i, turned in told]), "cot_known": known}
 
 
 class LabelledOnly(ImageCache):
@@ -164,6 +166,22 @@ def test_a_case_twice_in_a_batch_is_seen_in_two_views(maker: BatchMaker) -> None
     first = twins[0]
     second = next(k for k in twins[1:] if batch.ids[k] == batch.ids[first])
     assert not torch.equal(batch.images[first], batch.images[second])
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_a_mirrored_view_is_told_in_mirrored_words(tmp_path: Path, flips: bool) -> None:
+    picture = np.zeros((SIDE, SIDE), np.uint8)
+    picture[12:20, 5:11] = 255
+    cv2.imwrite(str(tmp_path / "a1.png"), picture)
+    case = Case("a1", tmp_path / "a1.png")
+    cache = ImageCache.build([case], SIDE, tmp_path / "cache", MaskReading())
+    maker = BatchMaker(cache, {"a1": case}, Rows())
+    batch = maker.augmented(["a1"] * 20, seed=0, draws=range(20), flips=flips, strong_views=0)
+    halves = batch.images.sum(dim=(1, 2)).unflatten(1, (2, SIDE // 2)).sum(dim=2)
+    lies_right = halves[:, 1] > halves[:, 0]
+    assert batch.cot is not None
+    assert torch.equal(batch.cot[:, 1] > 0, lies_right)
+    assert set(lies_right.tolist()) == ({False, True} if flips else {False})
 
 
 def test_workers_tell_where_they_failed(maker: BatchMaker) -> None:

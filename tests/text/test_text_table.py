@@ -144,3 +144,28 @@ def test_a_case_has_the_same_text_in_every_batch(shared: TextTable, ids: list[st
         assert torch.equal(together["report_tokens"][b, :length], alone["report_tokens"][0])
         assert torch.equal(together["report_padding"][b, :length], alone["report_padding"][0])
         assert together["report_padding"][b, length:].all()
+
+
+def test_a_mirrored_case_is_told_in_the_words_of_its_mirror_image(tmp_path: Path) -> None:
+    said, of_the_mirrored = "one large lesion in the left lung", "one large lesion in the right lung"
+    encoder = TfidfEncoder.fit([said, of_the_mirrored, "two lesions", SECRET], width=4)
+    told = [
+        Case("a", Path("a"), report=said, rationale=said, mask_rationale=said, mask=Path("a")),
+        Case("b", Path("b"), report=of_the_mirrored, rationale=of_the_mirrored),
+        Case("c", Path("c"), report="two lesions"),
+        Case("d", Path("d")),
+    ]
+    known = {"report": encoder, "cot": encoder, "render": str, "labelled": ["a"], "cache_folder": tmp_path}
+    table = TextTable(told, **known, cot_states=True, mirrors=True)
+    plain, mirror = table.fields("abcd"), table.fields("abcd", [True] * 4)
+    assert not torch.equal(plain["report"][0], plain["report"][1])
+    for name in ("report", "report_tokens", "cot", "cot_tokens"):
+        assert torch.equal(mirror[name][:2], plain[name][:2].flip(0)), name
+        assert torch.equal(mirror[name][2:], plain[name][2:]), name
+    for name in ("mask_cot", "mask_cot_tokens"):
+        assert torch.equal(mirror[name][0], mirror[name.removeprefix("mask_")][0]), name
+    assert torch.equal(
+        table.fields("ac", [True, False])["report"], torch.stack([mirror["report"][0], plain["report"][2]])
+    )
+    with pytest.raises(KeyError, match="a"):
+        TextTable(told, **known).fields("a", [True])

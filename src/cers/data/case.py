@@ -1,16 +1,12 @@
 """What flows through the program: a case, and the batches made of cases."""
 
-import re
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-_SIDE = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,6 @@ class Case:
     def annotated(self) -> bool:
         """Whether the lesion, or its absence, is known."""
         return self.mask is not None or self.negative
-
-    @cached_property
-    def names_side(self) -> bool:
-        """Whether a text about the image says left or right, so that a mirrored image would contradict it."""
-        texts = (self.report, self.rationale, self.mask_rationale)
-        return any(_SIDE.search(text) for text in texts if text)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ Item = TypeVar("Item")
 class TextFields(Protocol):
     """Where batches get their text features from."""
 
-    def fields(self, ids: Sequence[str]) -> dict[str, Any]:
-        """The text fields of a `Batch` of these cases; a field that the run does not have may be absent."""
+    def fields(self, ids: Sequence[str], mirrored: Sequence[bool] | None = None) -> dict[str, Any]:
+        """The text fields of a `Batch` of these cases, of which some are `mirrored`; absent what the run has not."""
         ...
 
 
@@ -51,24 +51,18 @@ class BatchMaker:
         draws: Sequence[int],
         flips: bool,
         strong_views: int,
-        keep_sides: bool = False,
         with_masks: bool = True,
     ) -> Batch:
-        """The cases in their `draws`-th random view each; masks as in `clean`.
-
-        With `keep_sides` a case whose texts name a side is not flipped: its words would be wrong.
-        """
+        """The cases in their `draws`-th random view each; masks as in `clean`, words as they fit the view."""
         masked = self._masked(ids, with_masks)
         views, geometry = [], []
         for i, draw in zip(ids, draws, strict=True):
-            may_flip = flips and not (keep_sides and self.cases[i].names_side)
             image, mask = self.cache.image(i), self.cache.mask(i) if masked else None
-            views.append(
-                augment(image, mask, seed=seed, draw=draw, case_id=i, flips=may_flip, strong_views=strong_views)
-            )
-            geometry.append(view_geometry(image.shape[0], seed=seed, draw=draw, case_id=i, flips=may_flip))
+            views.append(augment(image, mask, seed=seed, draw=draw, case_id=i, flips=flips, strong_views=strong_views))
+            geometry.append(view_geometry(image.shape[0], seed=seed, draw=draw, case_id=i, flips=flips))
         images, masks, strong = zip(*views, strict=True)
-        batch = self._batch(ids, images, masks if masked else (), strong)
+        mirrored = [bool(np.linalg.det(moves[:, :2]) < 0) for moves in geometry]
+        batch = self._batch(ids, images, masks if masked else (), strong, mirrored)
         return replace(batch, geometry=torch.from_numpy(np.stack(geometry)))
 
     def _masked(self, ids: Sequence[str], with_masks: bool) -> bool:
@@ -80,9 +74,10 @@ class BatchMaker:
         images: Sequence[Pixels],
         masks: Sequence[Pixels | None],
         strong: Sequence[Sequence[Pixels]],
+        mirrored: Sequence[bool] | None = None,
     ) -> Batch:
         views = [view for per_case in strong for view in per_case]
-        texts = {} if self.texts is None else self.texts.fields(ids)
+        texts = {} if self.texts is None else self.texts.fields(ids, mirrored)
         return Batch(
             ids=tuple(ids),
             images=z_score(np.stack(images)),
@@ -138,7 +133,6 @@ def training_batches(
     steps: int,
     flips: bool,
     strong_views: int,
-    keep_sides: bool = False,
     workers: int = 0,
 ) -> Iterator[SemiBatch]:
     """The batches of steps `first_step` to `first_step + steps - 1` of an endless run.
@@ -159,7 +153,6 @@ def training_batches(
         steps,
         flips,
         strong_views,
-        keep_sides,
     )
     return iter(
         DataLoader(dataset, batch_size=None, num_workers=workers, collate_fn=_unchanged, worker_init_fn=_begin_worker)
@@ -200,7 +193,6 @@ class _Steps(Dataset[SemiBatch]):
     steps: int
     flips: bool
     strong_views: int
-    keep_sides: bool
 
     def __len__(self) -> int:
         return self.steps
@@ -220,7 +212,6 @@ class _Steps(Dataset[SemiBatch]):
             draws=draws,
             flips=self.flips,
             strong_views=self.strong_views,
-            keep_sides=self.keep_sides,
             with_masks=with_masks,
         )
 

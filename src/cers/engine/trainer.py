@@ -193,7 +193,6 @@ class Trainer:
             first_step=self.state.step,
             steps=span.end - self.state.step,
             flips=self.config.data.flips,
-            keep_sides=self.method.reads_text,
             strong_views=self.method.strong_views,
             workers=train.workers,
         )
