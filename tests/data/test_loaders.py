@@ -26,6 +26,8 @@ from cers.data.loaders import (
     z_score,
 )
 from cers.errors import CersError
+from cers.text.table import TextTable
+from cers.text.tfidf import TfidfEncoder
 
 SIDE = 32
 IDS = [f"c{i:02d}" for i in range(12)]
@@ -33,12 +35,10 @@ LABELLED, UNLABELLED = IDS[:5], IDS[5:]
 
 
 class Rows:
-    """A table of text features in which the row of case `cNN` is NN and whether it is told as mirrored."""
+    """A table of text features in which the row of case `cNN` is NN."""
 
     def fields(self, ids: Sequence[str], mirrored: Sequence[bool] | None = None) -> dict[str, Any]:
-        told = zip(ids, mirrored or [False] * len(ids), strict=True)
-        known = torch.ones(len(ids), dtype=torch.bool)
-        return {"cot": torch.tensor([[float(i[1:]), float(turned)] for i, turned in told]), "cot_known": known}
+        return {"cot": torch.tensor([[float(i[1:])] for i in ids]), "cot_known": torch.ones(len(ids), dtype=torch.bool)}
 
 
 class LabelledOnly(ImageCache):
@@ -173,14 +173,21 @@ def test_a_mirrored_view_is_told_in_mirrored_words(tmp_path: Path, flips: bool) 
     picture = np.zeros((SIDE, SIDE), np.uint8)
     picture[12:20, 5:11] = 255
     cv2.imwrite(str(tmp_path / "a1.png"), picture)
-    case = Case("a1", tmp_path / "a1.png")
+    said = ["left lung", "right lung"]
+    case = Case("a", tmp_path / "a1.png", report=said[0])
     cache = ImageCache.build([case], SIDE, tmp_path / "cache", MaskReading())
-    maker = BatchMaker(cache, {"a1": case}, Rows())
-    batch = maker.augmented(["a1"] * 20, seed=0, draws=range(20), flips=flips, strong_views=0)
+    encoder = TfidfEncoder.fit(said, width=2)
+    texts = TextTable(
+        [case], report=encoder, cot=None, render=str, cache_folder=tmp_path / "text", labelled=[], mirrors=True
+    )
+    maker = BatchMaker(cache, {"a": case}, texts)
+    batch = maker.augmented(["a"] * 20, seed=0, draws=range(20), flips=flips, strong_views=0)
     halves = batch.images.sum(dim=(1, 2)).unflatten(1, (2, SIDE // 2)).sum(dim=2)
     lies_right = halves[:, 1] > halves[:, 0]
-    assert batch.cot is not None
-    assert torch.equal(batch.cot[:, 1] > 0, lies_right)
+    left, right = (torch.from_numpy(features.pooled) for features in encoder.encode(said))
+    assert not torch.allclose(left, right)
+    assert batch.report is not None
+    torch.testing.assert_close(batch.report, torch.where(lies_right[:, None], right, left))
     assert set(lies_right.tolist()) == ({False, True} if flips else {False})
 
 
