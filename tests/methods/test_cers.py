@@ -583,8 +583,9 @@ def test_no_gradient_reaches_the_lesson():
 
 
 def silent_and_sized(**settings: Any) -> CERS:
-    """Sizes are known, and the decoder outlines nothing."""
+    """Sizes are known, and helped on validation images; the decoder outlines nothing."""
     method = filled({"reference_sizes": True, "retrieval": "image+report", "k": 2, **settings})
+    method.sizes_help.fill_(True)
     method.retrieval_decoder.head.logit.bias.data.fill_(-20.0)
     return method
 
@@ -608,9 +609,27 @@ def test_a_lesion_is_as_large_as_the_smallest_of_its_references():
     assert torch.equal(found.probability[3], found.branches["retrieval"][3])
 
 
-@pytest.mark.parametrize("what", ["no evidence", "no words", "no lesion", "not asked for"])
+@pytest.mark.parametrize(("alone", "sized"), [(0.6, 0.7), (0.7, 0.6), (0.7, 0.7)])
+def test_sizes_answer_where_validation_images_are_better_for_them(alone, sized):
+    method = silent_and_sized()
+    branches = {"retrieval": alone, "base": 0.9, "sized": sized}
+    for _ in range(2):  # whatever it answered by before
+        assert method.after_validation(0.1, branches) == max(alone, sized)
+        found = method.predict(query())
+        answer = "sized" if sized > alone else "retrieval"
+        assert torch.equal(found.probability, found.branches[answer])
+        assert not torch.equal(found.branches["sized"], found.branches["retrieval"])
+
+
+def test_without_sizes_validation_decides_nothing():
+    assert filled().after_validation(0.1, {"retrieval": 0.1, "base": 0.9}) == 0.1
+
+
+@pytest.mark.parametrize("what", ["no evidence", "no words", "no lesion", "not asked for", "not validated"])
 def test_without_a_size_to_go_by_the_answer_is_the_decoders(what):
     method = silent_and_sized(**({"reference_sizes": False} if what == "not asked for" else {}))
+    if what == "not validated":
+        method.sizes_help.fill_(False)
     batch = query()
     if what == "no words":
         unknown = torch.zeros_like(batch.report_known)

@@ -13,6 +13,8 @@ from cers.config import MaskReading, load_config
 from cers.data.images import read_mask
 from cers.data.layouts import load_cases
 from cers.data.splits import make_split, save_split
+from cers.engine.checkpoint import load_checkpoint
+from cers.engine.log import read_log
 from cers.errors import CersError
 from cers.evaluation import evaluate
 from cers.predict.pools import build_pool, inspect_pool, load_pool, neighbours
@@ -80,6 +82,11 @@ def test_a_pool_of_references_with_masks_keeps_what_lies_under_them(home: Path) 
 def test_a_pool_of_references_with_sizes_keeps_how_large_their_lesions_are(home: Path) -> None:
     config = load_config(home / "cers" / "config.yaml").with_values(["method.settings.reference_sizes=true"])
     train(config, home / "sizes")
+    best = load_checkpoint(home / "sizes" / "checkpoints" / "best.safetensors")
+    validated = [row for row in read_log(home / "sizes" / "log.jsonl") if row["kind"] == "validation"]
+    kept = next(row for row in validated if row["step"] == best.facts["state"]["best_step"])
+    assert kept["declared"] == max(kept["dice"]["sized"], kept["dice"]["retrieval"])
+    assert bool(best.part("method")["sizes_help"]) is (kept["dice"]["sized"] > kept["dice"]["retrieval"])
     pool = build_pool(home / "sizes", home / "with-sizes", data=home / "elsewhere" / "manifest.csv")
     cases = {case.id: case for case in load_cases(home / "elsewhere" / "manifest.csv") if case.annotated}
     assert len(pool) == len(cases)

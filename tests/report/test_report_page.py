@@ -211,11 +211,13 @@ def test_a_case_that_its_references_answer_says_so(case: ShownCase) -> None:
 
 def test_a_case_whose_outline_grew_to_the_size_of_its_references_says_so(case: ShownCase) -> None:
     words = "the smallest lesion among the retrieved cases covers 2.3 % of its image"
-    sized = replace(case, at_least=0.0231)
+    sized = replace(case, at_least=0.0231, branches={**case.branches, "sized": case.probability})
     assert words not in page_of(sized).words  # the decoder outlined as much by itself
     smaller = {name: branch * 0.4 for name, branch in case.branches.items()}
-    assert words in page_of(replace(sized, branches=smaller)).words
-    assert words not in page_of(replace(sized, branches=smaller, at_least=0.0)).words
+    enlarged = replace(sized, branches={**smaller, "sized": case.probability})
+    assert words in page_of(enlarged).words
+    not_heeded = replace(enlarged, probability=smaller["retrieval"])
+    assert words not in page_of(not_heeded).words
 
 
 def test_a_rationale_without_aspects_is_shown_as_it_is(case: ShownCase) -> None:

@@ -289,6 +289,7 @@ class Trainer:
         batches = evaluation_batches(self.maker, self.streams.validation, EVALUATION_BATCH)
         with self._averaged(), self.accelerator.autocast():
             declared, branches = validation_dice(self.method, batches, self.accelerator.device)
+            declared = self.method.after_validation(declared, branches)
             better = declared > self.state.best_dice
             if better:
                 self.state.best_dice, self.state.best_step, self.state.without_better = declared, self.state.step, 0

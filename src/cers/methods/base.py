@@ -170,6 +170,13 @@ class Method(nn.Module, ABC):
     def after_step(self) -> None:
         """Called after each optimiser step: teachers and pools follow here."""
 
+    def after_validation(self, declared: float, branches: Mapping[str, float]) -> float:
+        """Called with the validation Dice of the declared branch and of every branch by name; returns what counts.
+
+        A method may choose its answer by it. The choice is part of its state, and of the checkpoint written next.
+        """
+        return declared
+
     @abstractmethod
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
         """Probabilities for `batch`, in eval mode, no gradient; no retrieval if `use_evidence` is False."""

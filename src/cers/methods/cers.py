@@ -65,7 +65,9 @@ class CERSSettings(Settings):
     multi_scale: bool = True
     reference_masks: bool = Field(False, description="references also say where their lesion lay")
     pointing: float = Field(0.5, ge=0, description="weight of learning to find lesions by the references' masks alone")
-    reference_sizes: bool = Field(False, description="an outline below half of its smallest reference grows to that")
+    reference_sizes: bool = Field(
+        False, description="an outline below half of its smallest reference grows to that, if validation gains by it"
+    )
     output: Literal["retrieval", "base", "both"] = Field("retrieval", description="declared; both: their mean log-odds")
     warmup_share: float = Field(0.3, gt=0, lt=1, description="share of the steps spent in the warm-up")
     warmup_lr_factor: float = Field(1.0, gt=0)
@@ -108,6 +110,7 @@ class CERS(Method):
     Settings = CERSSettings
     networks = "1, two decoders, pool"
     pool: KnowledgePool
+    sizes_help: Tensor
 
     def __init__(self, setup: Setup, settings: CERSSettings) -> None:
         super().__init__(setup, settings)
@@ -125,6 +128,7 @@ class CERS(Method):
         self.mask_prior = MaskPrior(channels) if self.fusion is not None and settings.reference_masks else None
         self.alignment = Alignment(channels[-1], setup.cot_width, settings.embedding, setup.cot_upper)
         self.pool = KnowledgePool([PoolEntry(*entry) for entry in setup.labelled], self._pool_shape(setup))
+        self.register_buffer("sizes_help", torch.zeros((), dtype=torch.bool))
         self._taught = {entry.label for entry in self.pool.entries}
         self.retriever = Retriever(
             settings.retrieval, settings.candidates, settings.k, settings.exclude_group, settings.exclude_self
@@ -184,13 +188,22 @@ class CERS(Method):
             self.pool.update(ids, features, self.settings.pool_momentum, prototypes)
             self._seen = None
 
+    def after_validation(self, declared: float, branches: Mapping[str, float]) -> float:
+        """Sizes of references answer from now on if validation images are better for them, and not if they are not."""
+        if "sized" not in branches:
+            return declared
+        alone, sized = branches[self.settings.output], branches["sized"]
+        self.sizes_help.fill_(sized > alone)
+        return max(alone, sized)
+
     @torch.no_grad()
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
         """Branches `retrieval` and `base`, the declared one being `settings.output`; and what references say alone.
 
         With `output` "both" a branch of that name is the mean of their log-odds.
 
-        With `reference_sizes` the answer is the declared branch, grown where it is much smaller than its references.
+        With `reference_sizes` branch `sized` is the declared one, grown where it is much smaller than its references;
+        it is the answer once it was the better one on validation images.
         Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
         no mask, in a pool that was extended since, it is outlined along the image, and the answer if it contradicts the
         declared branch.
@@ -204,7 +217,9 @@ class CERS(Method):
         branches = {name: said.sigmoid() for name, said in logits.items()}
         declared = probability = branches[self.settings.output]
         if evidence is not None and evidence.at_least is not None:
-            probability = grown(logits[self.settings.output], evidence.at_least).sigmoid()
+            branches["sized"] = grown(logits[self.settings.output], evidence.at_least).sigmoid()
+            if self.sizes_help:
+                probability = branches["sized"]
         if evidence is not None and decoded.margins is not None:
             asked = self._asks_for_new_knowledge(evidence)
             branches["references"] = theirs = _said_by_references(batch, decoded.margins, asked)

@@ -65,13 +65,19 @@ class Column:
 def panels(case: ShownCase) -> list[Panel]:
     """The image alone, the prediction on it, where the branches disagree, and what the evidence changed."""
     shown = [_panel("Image", case.image), _prediction(case)]
-    declared = next((name for name, p in case.branches.items() if np.array_equal(p, case.probability)), "prediction")
+    answers = _answering(case)
+    declared = answers[0] if answers else "prediction"
     for name, branch in case.branches.items():
-        if name != declared:
+        if name not in answers:
             shown.append(_comparison(f"Branches: {declared} and {name}", case, declared, branch, name))
     if case.without_evidence is not None:
         shown.append(_comparison("Evidence on and off", case, "evidence on", case.without_evidence, "evidence off"))
     return shown
+
+
+def _answering(case: ShownCase) -> list[str]:
+    """Branches that are the prediction as they are."""
+    return [name for name, branch in case.branches.items() if np.array_equal(branch, case.probability)]
 
 
 def columns(case: ShownCase, others: Sequence[ShownReference]) -> list[Column]:
@@ -98,7 +104,7 @@ def explain(case: ShownCase) -> list[str]:
     said = []
     if not (case.probability >= 0.5).any():
         said.append("The model outlines no lesion here.")
-    if "references" in case.branches and np.array_equal(case.branches["references"], case.probability):
+    if "references" in _answering(case):
         said.append(
             "The retrieved cases answer here, not the decoder: most are of a class of which training had no mask, and "
             "they point to another place. From there the outline follows the edges of the image."
@@ -188,8 +194,8 @@ def _change(probability: Map, without: Map, truth: NDArray[np.bool_] | None) -> 
 
 
 def _enlarged(case: ShownCase) -> str:
-    """What the sizes of the references did to the outline; nothing where some branch is the answer as it is."""
-    if not case.at_least or any(np.array_equal(branch, case.probability) for branch in case.branches.values()):
+    """What the sizes of the references did to the outline; nothing where another branch is the answer as well."""
+    if _answering(case) != ["sized"]:
         return ""
     return (
         "The outline was enlarged: the smallest lesion among the retrieved cases covers "
