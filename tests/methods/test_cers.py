@@ -585,7 +585,7 @@ def test_no_gradient_reaches_the_lesson():
 def silent_and_sized(**settings: Any) -> CERS:
     """Sizes are known, and helped on validation images; the decoder outlines nothing."""
     method = filled({"reference_sizes": True, "retrieval": "image+report", "k": 2, **settings})
-    method.sizes_help.fill_(True)
+    method.size_gain.fill_(0.01)
     method.retrieval_decoder.head.logit.bias.data.fill_(-20.0)
     return method
 
@@ -609,14 +609,15 @@ def test_a_lesion_is_as_large_as_the_smallest_of_its_references():
     assert torch.equal(found.probability[3], found.branches["retrieval"][3])
 
 
-@pytest.mark.parametrize(("alone", "sized"), [(0.6, 0.7), (0.7, 0.6), (0.7, 0.7)])
-def test_sizes_answer_where_validation_images_are_better_for_them(alone, sized):
+@pytest.mark.parametrize("gains", [(0.1, -0.05, 0.0, -0.1), (-0.1, 0.05, 0.1), (0.0, 0.1)], ids=str)
+def test_sizes_answer_where_validation_images_were_the_better_for_them(gains):
     method = silent_and_sized()
-    branches = {"retrieval": alone, "base": 0.9, "sized": sized}
-    for _ in range(2):  # whatever it answered by before
-        assert method.after_validation(0.1, branches) == max(alone, sized)
+    method.start_stage("semi", ())  # what was seen in another stage does not count
+    for done, gain in enumerate(gains, start=1):
+        answer = "sized" if sum(gains[:done]) > 0 else "retrieval"
+        branches = {"retrieval": 0.6, "base": 0.9, "sized": 0.6 + gain}
+        assert method.after_validation(0.1, branches) == branches[answer]
         found = method.predict(query())
-        answer = "sized" if sized > alone else "retrieval"
         assert torch.equal(found.probability, found.branches[answer])
         assert not torch.equal(found.branches["sized"], found.branches["retrieval"])
 
@@ -629,7 +630,7 @@ def test_without_sizes_validation_decides_nothing():
 def test_without_a_size_to_go_by_the_answer_is_the_decoders(what):
     method = silent_and_sized(**({"reference_sizes": False} if what == "not asked for" else {}))
     if what == "not validated":
-        method.sizes_help.fill_(False)
+        method.size_gain.zero_()
     batch = query()
     if what == "no words":
         unknown = torch.zeros_like(batch.report_known)

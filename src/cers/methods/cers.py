@@ -110,7 +110,7 @@ class CERS(Method):
     Settings = CERSSettings
     networks = "1, two decoders, pool"
     pool: KnowledgePool
-    sizes_help: Tensor
+    size_gain: Tensor
 
     def __init__(self, setup: Setup, settings: CERSSettings) -> None:
         super().__init__(setup, settings)
@@ -128,7 +128,7 @@ class CERS(Method):
         self.mask_prior = MaskPrior(channels) if self.fusion is not None and settings.reference_masks else None
         self.alignment = Alignment(channels[-1], setup.cot_width, settings.embedding, setup.cot_upper)
         self.pool = KnowledgePool([PoolEntry(*entry) for entry in setup.labelled], self._pool_shape(setup))
-        self.register_buffer("sizes_help", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("size_gain", torch.zeros(()))
         self._taught = {entry.label for entry in self.pool.entries}
         self.retriever = Retriever(
             settings.retrieval, settings.candidates, settings.k, settings.exclude_group, settings.exclude_self
@@ -151,6 +151,7 @@ class CERS(Method):
     def start_stage(self, stage: str, labelled: Iterable[Batch]) -> None:
         """Before stage "semi": write every labelled case into the pool, from its clean view."""
         self.alignment.forget()
+        self.size_gain.zero_()
         if stage == "semi":
             self.fill_pool(self.pool, labelled)
 
@@ -189,12 +190,14 @@ class CERS(Method):
             self._seen = None
 
     def after_validation(self, declared: float, branches: Mapping[str, float]) -> float:
-        """Sizes of references answer from now on if validation images are better for them, and not if they are not."""
+        """Sizes of references answer from now on if what they brought in the stage so far adds up to a gain.
+
+        All its validations count, since one alone may hold no outline that they would change.
+        """
         if "sized" not in branches:
             return declared
-        alone, sized = branches[self.settings.output], branches["sized"]
-        self.sizes_help.fill_(sized > alone)
-        return max(alone, sized)
+        self.size_gain += branches["sized"] - branches[self.settings.output]
+        return branches["sized" if self.size_gain > 0 else self.settings.output]
 
     @torch.no_grad()
     def predict(self, batch: Batch, *, use_evidence: bool = True) -> Prediction:
@@ -203,7 +206,7 @@ class CERS(Method):
         With `output` "both" a branch of that name is the mean of their log-odds.
 
         With `reference_sizes` branch `sized` is the declared one, grown where it is much smaller than its references;
-        it is the answer once it was the better one on validation images.
+        it is the answer if validation images were the better for it.
         Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
         no mask, in a pool that was extended since, it is outlined along the image, and the answer if it contradicts the
         declared branch.
@@ -218,7 +221,7 @@ class CERS(Method):
         declared = probability = branches[self.settings.output]
         if evidence is not None and evidence.at_least is not None:
             branches["sized"] = grown(logits[self.settings.output], evidence.at_least).sigmoid()
-            if self.sizes_help:
+            if self.size_gain > 0:
                 probability = branches["sized"]
         if evidence is not None and decoded.margins is not None:
             asked = self._asks_for_new_knowledge(evidence)
