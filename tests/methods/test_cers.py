@@ -454,6 +454,7 @@ def test_alignment_alone_reads_rationales():
         ({"cutmix": 0.0}, "cutmix: does nothing unless method.settings.strong_views=true"),
         ({"lesson_dice": 1.0}, "lesson_dice: does nothing unless method.settings.strong_views=true"),
         ({"pointing": 1.0}, "does nothing unless method.settings.reference_masks=true"),
+        ({"report": False, "report_norm": False}, "report_norm: does nothing unless method.settings.report=true"),
     ],
 )
 def test_a_mistaken_setting_is_one_line(settings, message):
@@ -462,6 +463,18 @@ def test_a_mistaken_setting_is_one_line(settings, message):
     assert message in str(raised.value)
     assert "method.settings of 'cers'" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_without_the_norm_an_unread_report_leaves_the_answer_as_it_is():
+    """The gate is shut at the start, so that only the norm can change anything."""
+    silent, plain, normed = (
+        filled(settings) for settings in ({"report": False}, {"report_norm": False}, {"report_norm": True})
+    )
+    for method in (plain, normed):
+        method.load_state_dict(silent.state_dict(), strict=False)
+    said = silent.predict(query()).probability
+    assert torch.allclose(plain.predict(query()).probability, said, atol=1e-6)
+    assert not torch.allclose(normed.predict(query()).probability, said, atol=1e-5)
 
 
 def test_masks_of_references_reach_the_retrieval_branch_and_no_other():

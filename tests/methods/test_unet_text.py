@@ -12,6 +12,16 @@ def test_without_reports_it_is_the_supervised_network():
     assert control.state_dict().keys() == supervised.state_dict().keys()
 
 
+def test_without_the_norm_it_starts_as_the_supervised_network():
+    query = make_batch(("q0", "q1"), masked=False)
+    normed, plain, supervised = make("unet-text"), make("unet-text", {"report_norm": False}), make("supervised")
+    for method in (normed, plain):
+        method.load_state_dict(supervised.state_dict(), strict=False)
+    said = supervised.eval().predict(query).probability
+    assert torch.equal(plain.eval().predict(query).probability, said)
+    assert not torch.allclose(normed.eval().predict(query).probability, said, atol=1e-3)
+
+
 def test_it_reads_reports_and_no_rationale():
     method = make("unet-text")
     assert method.reads_text

@@ -30,16 +30,17 @@ def test_parameter_count():
     assert sum(p.numel() for p in module.parameters()) == 3_370_212
 
 
+@pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_equals_the_plain_formula(memory_format):
-    module = opened(width=32, heads=4)
+def test_equals_the_plain_formula(memory_format, norm):
+    module = opened(width=32, heads=4, norm=norm)
     feature = torch.randn(3, 24, 5, 7).contiguous(memory_format=memory_format)
     tokens = torch.randn(3, 6, 20)
     padding = torch.arange(6) >= torch.tensor([[6], [1], [4]])
     ours = module(feature, tokens, padding)
     assert torch.allclose(ours, plain(module, feature, tokens, padding), atol=1e-5)
     assert torch.allclose(module(feature, tokens), plain(module, feature, tokens, None), atol=1e-5)
-    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert ours.is_contiguous(memory_format=torch.channels_last if norm else memory_format)
 
 
 def test_padding_is_not_read():
@@ -65,6 +66,12 @@ def test_images_without_report_equal_a_closed_gate_and_stay_finite():
     out.square().sum().backward()
     assert feature.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_without_its_norm_a_closed_gate_leaves_the_features_as_they_were():
+    module = ReportAttention((8, 16), 20, norm=False)
+    features = [torch.randn(2, 8, 6, 6), torch.randn(2, 16, 3, 3)]
+    assert all(torch.equal(a, b) for a, b in zip(module(features, torch.randn(2, 4, 20)), features, strict=True))
 
 
 def test_text_does_not_matter_at_the_start_but_its_gate_learns():

@@ -41,6 +41,7 @@ LARGEST_GRID = 7
 
 # Settings that only one state of a switch reads.
 _HEEDED = {
+    "report_norm": ("report", True),
     "pointing": ("reference_masks", True),
     "confidence": ("strong_views", True),
     "cutmix": ("strong_views", True),
@@ -60,6 +61,7 @@ class CERSSettings(Settings):
     exclude_self: bool = Field(True, description="false: a labelled image may retrieve itself, as in the authors' code")
     mask_informed_queries: bool = Field(False, description="true: labelled images query by the CoT that saw their mask")
     report: bool = Field(True, description="report text attends into the encoder's features")
+    report_norm: bool = Field(True, description="false: without the layer norm that the authors' program has after it")
     decoder: Literal["mcam", "unet", "swin-unet"] = "mcam"
     coordinate_gate: bool = True
     multi_scale: bool = True
@@ -119,7 +121,9 @@ class CERS(Method):
         self.encoder = setup.encoder()
         channels = self.encoder.channels
         report_width = setup.report_width if settings.report else None
-        self.report_attention = ReportAttention(channels, report_width) if report_width else None
+        self.report_attention = (
+            ReportAttention(channels, report_width, norm=settings.report_norm) if report_width else None
+        )
         self.base_decoder = ResidualUNetDecoder(channels)
         self.retrieval_decoder = make_retrieval_decoder(
             settings.decoder, channels, settings.coordinate_gate, settings.multi_scale

@@ -8,6 +8,7 @@ Reports are read at test time as well. Without reports in a run it is the superv
 from collections.abc import Iterator
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from cers.data.case import Batch, SemiBatch
@@ -18,7 +19,9 @@ from cers.nets.text_attention import ReportAttention
 
 
 class UNetTextSettings(Settings):
-    """Nothing to choose."""
+    """The one choice that CERS has for the same attention."""
+
+    report_norm: bool = Field(True, description="false: without the layer norm that the authors' program has after it")
 
 
 class UNetText(Method):
@@ -32,7 +35,9 @@ class UNetText(Method):
         self.decoder = ResidualUNetDecoder(self.encoder.channels)
         self.reads_text = setup.report_width is not None
         self.report_attention = (
-            None if setup.report_width is None else ReportAttention(self.encoder.channels, setup.report_width)
+            None
+            if setup.report_width is None
+            else ReportAttention(self.encoder.channels, setup.report_width, norm=settings.report_norm)
         )
 
     def stages(self) -> tuple[Stage, ...]:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 class TextCrossAttention(nn.Module):
     """`LN_C(f + gamma * out(MHA(q(f), k(t), v(t))))` at one scale, gamma = 0 at the start.
 
-    The LayerNorm stands after the sum, as in the authors' program; so f is normalised even while gamma is 0.
-    Images without any word get `LN_C(f)`.
+    The LayerNorm stands after the sum, as in the authors' program; so f is normalised even while gamma is 0, and images
+    without any word get `LN_C(f)`. With `norm` False it is left out, and they keep f.
     """
 
-    def __init__(self, channels: int, text_width: int, width: int = 256, heads: int = 8) -> None:
+    def __init__(self, channels: int, text_width: int, width: int = 256, heads: int = 8, *, norm: bool = True) -> None:
         super().__init__()
         self.query = nn.Linear(channels, width)
         self.key = nn.Linear(text_width, width)
@@ -23,7 +23,7 @@ class TextCrossAttention(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.out = nn.Linear(width, channels)
         self.gamma = nn.Parameter(torch.zeros(()))
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
 
     def forward(
         self,
@@ -72,9 +72,11 @@ def _composed(first: nn.Linear, weight: Tensor, bias: Tensor) -> tuple[Tensor, T
 class ReportAttention(nn.Module):
     """`TextCrossAttention` at strides 4 to 32: 3,370,212 parameters on ConvNeXt-T with 768-wide tokens."""
 
-    def __init__(self, channels: Sequence[int], text_width: int, width: int = 256, heads: int = 8) -> None:
+    def __init__(
+        self, channels: Sequence[int], text_width: int, width: int = 256, heads: int = 8, *, norm: bool = True
+    ) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(TextCrossAttention(c, text_width, width, heads) for c in channels[-4:])
+        self.scales = nn.ModuleList(TextCrossAttention(c, text_width, width, heads, norm=norm) for c in channels[-4:])
 
     def forward(
         self,
