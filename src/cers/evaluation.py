@@ -87,7 +87,7 @@ def retrieval_table(predictor: Predictor, cases: Sequence[Case], run: Run) -> di
     pool = run.method.pool
     if pool is None or not len(pool):
         return {}
-    known = _known(run)
+    known = run.cases_at_hand()
     entries = {
         entry.id: known.get(entry.id, Case(entry.id, Path(), group=entry.group, label=entry.label))
         for entry in pool.entries
@@ -116,14 +116,6 @@ def _own_cases(run: Run, part: str) -> list[Case]:
     if not parts[part]:
         raise CersError(f"the split of {run.folder} has no {part} cases; score other data with --data PATH")
     return [known[id_] for id_ in parts[part]]
-
-
-def _known(run: Run) -> Mapping[str, Case]:
-    """The run's own cases, none where its data are not at hand: other data can be scored without them."""
-    try:
-        return run.cases()
-    except CersError:
-        return {}
 
 
 def _other_cases(data: Path, layout: str) -> list[Case]:

@@ -68,6 +68,13 @@ class Run:
         """
         return {case.id: case for case in dataset_cases(self.config, self.split)}
 
+    def cases_at_hand(self) -> dict[str, Case]:
+        """The same, none where the dataset has moved or changed: other data can be scored without it."""
+        try:
+            return self.cases()
+        except CersError:
+            return {}
+
     def maker(
         self, cases: Sequence[Case], labelled: Collection[str] = (), on_decode: Decoding | None = None
     ) -> BatchMaker:

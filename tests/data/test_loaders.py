@@ -67,18 +67,21 @@ def maker(tmp_path_factory: pytest.TempPathFactory) -> BatchMaker:
     return BatchMaker(cache, {case.id: case for case in cases}, Rows())
 
 
-def run(maker: BatchMaker, first_step: int, steps: int, **other: Any) -> list[SemiBatch]:
+def run(maker: BatchMaker, steps: int, *, after: tuple[int, int] = (0, 0), **other: Any) -> list[SemiBatch]:
+    """Batches `after` so many labelled and unlabelled images."""
     settings: dict[str, Any] = {
         "batch_labelled": 4,
         "batch_unlabelled": 3,
         "seed": 7,
+        "labelled_before": after[0],
+        "unlabelled_before": after[1],
         "flips": True,
         "strong_views": 2,
         "workers": 0,
     }
     streams = {"labelled": LABELLED, "unlabelled": UNLABELLED}
     merged = streams | settings | other
-    return list(training_batches(maker, first_step=first_step, steps=steps, **merged))
+    return list(training_batches(maker, steps=steps, **merged))
 
 
 def assert_same(first: Batch | None, second: Batch | None) -> None:
@@ -98,7 +101,7 @@ def assert_same_run(first: list[SemiBatch], second: list[SemiBatch]) -> None:
 
 
 def test_batch_has_the_declared_shapes(maker: BatchMaker) -> None:
-    batch = run(maker, 0, 1)[0]
+    batch = run(maker, 1)[0]
     assert batch.labelled.images.shape == (4, 3, SIDE, SIDE)
     assert batch.labelled.images.dtype == torch.float32
     assert batch.labelled.required_masks.shape == (4, 1, SIDE, SIDE)
@@ -110,24 +113,35 @@ def test_batch_has_the_declared_shapes(maker: BatchMaker) -> None:
     assert batch.labelled.groups == tuple(f"g{int(i[1:]) // 3}" for i in batch.labelled.ids)
     assert batch.unlabelled is not None
     assert len(batch.unlabelled) == 3
-    assert run(maker, 0, 1, strong_views=0)[0].labelled.strong is None
+    assert run(maker, 1, strong_views=0)[0].labelled.strong is None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_sees_what_the_uninterrupted_saw(maker: BatchMaker, workers: int) -> None:
-    whole = run(maker, 0, 9)
+    whole = run(maker, 9)
     for first_step in (0, 1, 6):
-        assert_same_run(run(maker, first_step, 9 - first_step, workers=workers), whole[first_step:])
+        seen = (4 * first_step, 3 * first_step)
+        assert_same_run(run(maker, 9 - first_step, after=seen, workers=workers), whole[first_step:])
+
+
+def test_no_view_comes_twice_when_the_batch_size_changes(maker: BatchMaker) -> None:
+    """As between stages: 7 labelled images a step without unlabelled ones, then 4 beside them."""
+    first = run(maker, 5, batch_labelled=7, unlabelled=[])
+    second = run(maker, 5, after=(35, 0))
+    views = Counter(image.numpy().tobytes() for batch in [*first, *second] for image in batch.labelled.images)
+    assert set(views.values()) == {1}
+    rounds = Counter(i for batch in [*first, *second] for i in batch.labelled.ids)
+    assert set(rounds.values()) == {11}
 
 
 def test_runs_of_other_seeds_differ(maker: BatchMaker) -> None:
-    first, second = run(maker, 0, 4), run(maker, 0, 4, seed=8)
+    first, second = run(maker, 4), run(maker, 4, seed=8)
     assert any(a.labelled.ids != b.labelled.ids for a, b in zip(first, second, strict=True))
 
 
 def test_unlabelled_batches_never_carry_masks(maker: BatchMaker) -> None:
     assert all(maker.cases[i].mask is not None for i in UNLABELLED)
-    for batch in run(maker, 0, 6):
+    for batch in run(maker, 6):
         assert batch.unlabelled is not None
         assert batch.unlabelled.masks is None
         assert set(batch.unlabelled.ids) <= set(UNLABELLED)
@@ -135,7 +149,7 @@ def test_unlabelled_batches_never_carry_masks(maker: BatchMaker) -> None:
 
 
 def test_cases_that_are_labelled_lose_their_masks_in_the_unlabelled_stream(maker: BatchMaker) -> None:
-    for batch in run(maker, 0, 3, unlabelled=IDS):
+    for batch in run(maker, 3, unlabelled=IDS):
         assert batch.labelled.masks is not None
         assert batch.unlabelled is not None
         assert batch.unlabelled.masks is None
@@ -143,16 +157,16 @@ def test_cases_that_are_labelled_lose_their_masks_in_the_unlabelled_stream(maker
 
 @pytest.mark.parametrize("other", [{"unlabelled": []}, {"batch_unlabelled": 0}])
 def test_no_unlabelled_stream(maker: BatchMaker, other: dict[str, Any]) -> None:
-    assert all(batch.unlabelled is None for batch in run(maker, 0, 3, **other))
+    assert all(batch.unlabelled is None for batch in run(maker, 3, **other))
 
 
 def test_no_labelled_case_is_a_users_mistake(maker: BatchMaker) -> None:
     with pytest.raises(CersError, match=r"data\.labelled"):
-        run(maker, 0, 1, labelled=[])
+        run(maker, 1, labelled=[])
 
 
 def test_a_short_stream_is_cycled_in_full_rounds(maker: BatchMaker) -> None:
-    batches = run(maker, 0, 5, batch_labelled=8)
+    batches = run(maker, 5, batch_labelled=8)
     seen = [i for batch in batches for i in batch.labelled.ids]
     rounds = [seen[k : k + 5] for k in range(0, len(seen), 5)]
     assert all(sorted(r) == LABELLED for r in rounds)
@@ -161,7 +175,7 @@ def test_a_short_stream_is_cycled_in_full_rounds(maker: BatchMaker) -> None:
 
 
 def test_a_case_twice_in_a_batch_is_seen_in_two_views(maker: BatchMaker) -> None:
-    batch = run(maker, 0, 1, batch_labelled=8)[0].labelled
+    batch = run(maker, 1, batch_labelled=8)[0].labelled
     twins = [k for k, i in enumerate(batch.ids) if batch.ids.count(i) == 2]
     first = twins[0]
     second = next(k for k in twins[1:] if batch.ids[k] == batch.ids[first])
@@ -194,7 +208,7 @@ def test_a_mirrored_view_is_told_in_mirrored_words(tmp_path: Path, flips: bool) 
 def test_workers_tell_where_they_failed(maker: BatchMaker) -> None:
     broken = replace(maker, cases={**maker.cases, "absent": Case("absent", Path("absent.png"))})
     with pytest.raises(KeyError, match=r"(?s)Traceback.*in augmented.*absent"):
-        run(broken, 0, 2, unlabelled=["absent"], workers=1)
+        run(broken, 2, unlabelled=["absent"], workers=1)
 
 
 def test_maker_works_in_another_process(maker: BatchMaker) -> None:

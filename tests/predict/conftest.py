@@ -13,11 +13,13 @@ from cers.run import train
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`phantom/`, `elsewhere/` (other ids, other patients), `split.json`, and the runs `cers/`, `other/`, `plain/`."""
+    """`phantom/`, a `copy/` under other ids, `elsewhere/` (other patients), `split.json`; runs `cers/`, `other/`, `plain/`."""
     folder = tmp_path_factory.mktemp("home")
     write_phantoms(folder / "phantom", n=40, size=64)
     write_phantoms(folder / "elsewhere", n=20, size=64, seed=1)
     rename(folder / "elsewhere", "far")
+    write_phantoms(folder / "copy", n=40, size=64)
+    rename(folder / "copy", "copy")
     cases = load_cases(folder / "phantom" / "manifest.csv")
     save_split(make_split(cases, labelled=12, val=0.1, test=0.2, clusters=[]), folder / "split.json")
     for name, method, seed in (("cers", "cers", 0), ("other", "cers", 1), ("plain", "supervised", 0)):

@@ -3,6 +3,7 @@ import math
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -133,13 +134,18 @@ def test_a_pool_of_another_encoder_is_one_line_and_status_2(
     [
         ("plain", {}, "which has no knowledge pool"),
         ("nowhere", {}, "holds no run"),
-        ("cers", {"data": "phantom/manifest.csv", "keep_own": True}, r"is a case of the run and of .* \(12 such ids\)"),
+        ("cers", {"data": "phantom/labelled.csv", "keep_own": True}, r"is a case of the run and of .* \(12 such ids\)"),
         ("cers", {"data": "bare.csv"}, "no annotated case"),
     ],
 )
 def test_what_cannot_fill_a_pool_is_refused(home: Path, tmp_path: Path, run: str, options: dict, message: str) -> None:
     image = next((home / "elsewhere" / "images").iterdir())
     (home / "bare.csv").write_text(f"image\n{image}\n", encoding="utf-8")
+    table = pd.read_csv(home / "phantom" / "manifest.csv")
+    labelled = load_run(home / "cers").split.labelled
+    table[table["image"].map(lambda path: Path(path).stem in labelled)].to_csv(
+        home / "phantom" / "labelled.csv", index=False
+    )
     if "data" in options:
         options = options | {"data": home / options["data"]}
     with pytest.raises(CersError, match=message):
@@ -185,6 +191,25 @@ def test_a_pool_never_shows_what_its_run_is_tested_on(home: Path, tmp_path: Path
     with pytest.raises(CersError, match="validates or tests; references must not show them"):
         build_pool(home / "cers", tmp_path / "pool", split=tmp_path / "other.json")
     assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.parametrize("folder", ["phantom", "copy"])
+def test_nor_where_it_is_given_as_another_dataset(home: Path, tmp_path: Path, folder: str) -> None:
+    with pytest.raises(CersError, match=rf"{folder}/manifest.csv has .* \(9 such cases\), which .* validates or tests"):
+        build_pool(home / "cers", tmp_path / "pool", data=home / folder / "manifest.csv")
+    assert not (tmp_path / "pool").exists()
+
+
+def test_groups_of_the_runs_split_count_in_another_table_of_its_images(home: Path, tmp_path: Path) -> None:
+    """The unlabelled cases of the run, outlined since: without the groups that training excluded by they would leak."""
+    run = load_run(home / "cers")
+    table = pd.read_csv(home / "phantom" / "manifest.csv")
+    outlined = table[table["image"].map(lambda path: Path(path).stem in run.split.unlabelled)]
+    outlined.drop(columns="group").to_csv(home / "phantom" / "outlined.csv", index=False)
+    pool = build_pool(home / "cers", tmp_path / "pool", data=home / "phantom" / "outlined.csv")
+    assert set(pool.ids) <= set(run.split.unlabelled)
+    assert len(pool) >= 10
+    assert {entry.id: entry.group for entry in pool.entries} == {id_: run.split.groups[id_] for id_ in pool.ids}
 
 
 def test_a_pool_is_replaced_on_request_only(home: Path, extended: Path) -> None:

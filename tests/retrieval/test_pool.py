@@ -98,8 +98,25 @@ def test_momentum_zero_takes_the_new_and_one_keeps_the_old():
     pool.update(IDS, features, 0.0)
     fresh.fill(IDS, features)
     assert torch.allclose(pool.image, fresh.image, atol=1e-6)
-    assert torch.equal(pool.tokens, fresh.tokens)
+    assert torch.allclose(pool.tokens, fresh.tokens, rtol=1e-3)
     assert all(torch.equal(pool.state_dict()[k], before[k]) for k in ("cot", "report", "cot_known", "report_known"))
+
+
+def test_tokens_and_prototypes_arrive_in_small_steps_too():
+    """In half precision a step of 1 % is mostly less than the last digit; 1 - 0.99^300 = 95 % of the way is due."""
+    torch.manual_seed(0)
+    pool = KnowledgePool([PoolEntry("a")], PoolShape(channels=64, grid=2, prototypes=64))
+    start, goal = rand(1, 64, 2, 2) + 4, rand(1, 64, 2, 2, seed=1) + 4
+    pool.fill(["a"], start, prototypes=start.flatten(2).mT[:, :3])
+    for _ in range(300):
+        pool.update(["a"], goal, 0.99, goal.flatten(2).mT[:, :3])
+    for kept, first, last in (
+        (pool.tokens[0].float(), start.flatten(2).mT[0], goal.flatten(2).mT[0]),
+        (pool.prototypes[0].float(), start.flatten(2).mT[0, :3], goal.flatten(2).mT[0, :3]),
+    ):
+        expected = last + 0.99**300 * (first - last)
+        assert (kept - expected).abs().max() < 0.05
+        assert abs(float((kept - expected).mean())) < 0.005
 
 
 @pytest.mark.parametrize("length", [1.0, 152.0, 0.01])
@@ -131,7 +148,7 @@ def test_update_moves_the_cases_of_the_step_only():
     alone = filled_pool()
     alone.update(["b"], rand(3, 6, 4, 4, seed=3)[1:2], 0.5)
     assert torch.equal(pool.image, alone.image)
-    assert torch.equal(pool.tokens, alone.tokens)
+    assert torch.allclose(pool.tokens, alone.tokens, rtol=1e-3)  # rounded by chance
     pool.update(["x"], rand(1, 6, 4, 4), 0.5)
     assert torch.equal(pool.image, alone.image)
 
@@ -141,7 +158,7 @@ def test_of_a_case_drawn_twice_the_last_view_counts():
     twice.update(["b", "a", "b"], features, 0.5)
     once.update(["a", "b"], features[1:], 0.5)
     assert torch.equal(twice.image, once.image)
-    assert torch.equal(twice.tokens, once.tokens)
+    assert torch.allclose(twice.tokens, once.tokens, rtol=1e-3)
 
 
 def test_nothing_in_the_pool_carries_a_gradient():

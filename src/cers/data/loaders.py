@@ -129,16 +129,18 @@ def training_batches(
     batch_labelled: int,
     batch_unlabelled: int,
     seed: int,
-    first_step: int,
+    labelled_before: int,
+    unlabelled_before: int,
     steps: int,
     flips: bool,
     strong_views: int,
     workers: int = 0,
 ) -> Iterator[SemiBatch]:
-    """The batches of steps `first_step` to `first_step + steps - 1` of an endless run.
+    """The next `steps` batches, after so many images were drawn from either stream.
 
-    What a step sees is a function of its number and `seed` alone: a resumed run goes on bit for bit, with any number
-    of `workers` (processes that make batches ahead of the loop; 0 makes each when it is asked for).
+    What a step sees is a function of these counts and `seed` alone: no view comes twice, whatever the batch sizes
+    before, and a resumed run goes on bit for bit, with any number of `workers` (processes that make batches ahead of
+    the loop; 0 makes each when it is asked for).
 
     Raises:
         CersError: there is no labelled case.
@@ -147,9 +149,10 @@ def training_batches(
         raise CersError("no labelled case to train on; raise data.labelled or run `cers data check`")
     dataset = _Steps(
         maker,
-        _Stream(tuple(labelled), batch_labelled, seed, 0),
-        _Stream(tuple(unlabelled), batch_unlabelled, seed, 1) if unlabelled and batch_unlabelled else None,
-        first_step,
+        _Stream(tuple(labelled), batch_labelled, labelled_before, seed, 0),
+        _Stream(tuple(unlabelled), batch_unlabelled, unlabelled_before, seed, 1)
+        if unlabelled and batch_unlabelled
+        else None,
         steps,
         flips,
         strong_views,
@@ -161,16 +164,18 @@ def training_batches(
 
 @dataclass(frozen=True)
 class _Stream:
-    """An endless sequence of permutations of `ids`, cut into batches."""
+    """An endless sequence of permutations of `ids`, cut into batches from its `first` place on."""
 
     ids: tuple[str, ...]
     batch_size: int
+    first: int
     seed: int
     number: int
 
-    def at(self, step: int) -> tuple[list[str], list[int]]:
-        """The ids of a step, and how often each was drawn before: a case returns once per permutation."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+    def batch(self, index: int) -> tuple[list[str], list[int]]:
+        """The ids of a batch, and how often each was drawn before: a case returns once per permutation."""
+        start = self.first + index * self.batch_size
+        positions = range(start, start + self.batch_size)
         draws = [position // len(self.ids) for position in positions]
         orders = {epoch: _permutation(len(self.ids), self.seed, self.number, epoch) for epoch in set(draws)}
         chosen = [self.ids[orders[d][p % len(self.ids)]] for p, d in zip(positions, draws, strict=True)]
@@ -189,7 +194,6 @@ class _Steps(Dataset[SemiBatch]):
     maker: BatchMaker
     labelled: _Stream
     unlabelled: _Stream | None
-    first_step: int
     steps: int
     flips: bool
     strong_views: int
@@ -198,14 +202,13 @@ class _Steps(Dataset[SemiBatch]):
         return self.steps
 
     def __getitem__(self, index: int) -> SemiBatch:
-        step = self.first_step + index
-        labelled = self._make(self.labelled, step, with_masks=True)
+        labelled = self._make(self.labelled, index, with_masks=True)
         if self.unlabelled is None:
             return SemiBatch(labelled)
-        return SemiBatch(labelled, self._make(self.unlabelled, step, with_masks=False))
+        return SemiBatch(labelled, self._make(self.unlabelled, index, with_masks=False))
 
-    def _make(self, stream: _Stream, step: int, *, with_masks: bool) -> Batch:
-        ids, draws = stream.at(step)
+    def _make(self, stream: _Stream, index: int, *, with_masks: bool) -> Batch:
+        ids, draws = stream.batch(index)
         return self.maker.augmented(
             ids,
             seed=stream.seed,

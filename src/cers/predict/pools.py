@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 from cers.data.case import Case
+from cers.data.duplicates import byte_identical
 from cers.data.layouts import load_cases
 from cers.data.loaders import evaluation_batches
 from cers.data.splits import load_split
 from cers.engine.device import make_accelerator
 from cers.engine.weights import fingerprint
 from cers.errors import CersError
-from cers.material import Decoding
+from cers.material import Decoding, with_groups
 from cers.retrieval.pool import KnowledgePool, PoolEntry
 from cers.retrieval.search import cosine_similarity
 from cers.run import Run, load_run
@@ -71,8 +73,9 @@ def build_pool(
     where there are none. Masks are opened for a run whose references show theirs, and for no other.
 
     Raises:
-        CersError: no trained run, one whose method has no pool, no annotated case, an id that both datasets have,
-            `split` labels what the run validates or tests, or `out` holds a pool already and `overwrite` is not set.
+        CersError: no trained run, one whose method has no pool, no annotated case, an id that both datasets have, a
+            case that the run validates or tests (by its id or, where the run's data are at hand, by its image file),
+            or `out` holds a pool already and `overwrite` is not set.
     """
     if not overwrite and (out / "manifest.json").exists():
         raise CersError(f"{out} holds a pool already; choose another --out, or pass --overwrite")
@@ -160,9 +163,11 @@ def _entries(run: Run, data: Path | None, layout: str, keep_own: bool, split: Pa
     if data is None or keep_own or split is not None:
         known = run.cases()
         own = [known[id_] for id_ in (run.split.labelled if split is None else _labelled(split, run))]
-    other = [] if data is None else [case for case in load_cases(data, layout) if case.annotated]
+    other = [] if data is None else with_groups(load_cases(data, layout), run.split)
+    other = [case for case in other if case.annotated]
     if data is not None and not other:
         raise CersError(f"{data} has no annotated case; a pool is filled with cases whose lesion is known")
+    _require_unseen(other, run, f"{data} has")
     if twice := {case.id for case in own} & {case.id for case in other}:
         raise CersError(f"'{min(twice)}' is a case of the run and of {data} ({len(twice)} such ids); rename the files")
     return [*own, *other]
@@ -170,13 +175,22 @@ def _entries(run: Run, data: Path | None, layout: str, keep_own: bool, split: Pa
 
 def _labelled(path: Path, run: Run) -> list[str]:
     """The labelled ids of another split of the run's dataset."""
-    ids = load_split(path, list(run.cases().values())).labelled
-    if kept := {*run.split.val, *run.split.test} & set(ids):
-        raise CersError(
-            f"{path} labels '{min(kept)}' ({len(kept)} such cases), which {run.folder} validates or tests; "
-            "references must not show them"
-        )
+    known = run.cases()
+    ids = load_split(path, list(known.values())).labelled
+    _require_unseen([known[id_] for id_ in ids], run, f"{path} labels")
     return ids
+
+
+def _require_unseen(cases: Sequence[Case], run: Run, who: str) -> None:
+    """None of `cases` may be one that the run validates or tests, under its own id or another."""
+    held_out, ids = {*run.split.val, *run.split.test}, {case.id for case in cases}
+    images = [case for id_, case in run.cases_at_hand().items() if id_ in held_out - ids]
+    alike = [id_ for same in byte_identical([*images, *cases]) if held_out & set(same) for id_ in same]
+    if seen := ids & {*held_out, *alike}:
+        raise CersError(
+            f"{who} '{min(seen)}' ({len(seen)} such cases), which {run.folder} validates or tests; references must "
+            "not show them; name those that may be known with --split"
+        )
 
 
 def _mean_nearest(vectors: Tensor) -> float | None:
