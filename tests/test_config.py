@@ -158,6 +158,8 @@ def test_no_unknown_key_passes(section: str, key: str) -> None:
         (b"1: 2", "1: Keys should be strings"),
         (b"by_method: 5", "by_method: expected settings by method"),
         (b"by_method: {cers: 5}", "by_method: expected settings by method"),
+        (b"by_method: {cer: {optim.lr: 5}}", "by_method: no method 'cer'; did you mean 'cers'?"),
+        (b"seed: -1", "seed: Input should be greater than or equal to 0 (got -1)"),
         (b"by_method: {cers: {optim.lrr: 5}}", "unknown setting 'optim.lrr'; did you mean 'lr'?"),
         (b"method: 5\nby_method: {cers: {optim.lr: 5}}", "method: Input should be a valid dictionary"),
         (b"method:\n  name: cers\n  setings: {}\n", "unknown setting 'method.setings'; did you mean 'settings'?"),

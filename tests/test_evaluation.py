@@ -13,6 +13,7 @@ import pytest
 from cers.data.layouts import load_cases
 from cers.data.phantom import write_phantoms
 from cers.data.splits import make_split, save_split
+from cers.evaluation import evaluation_folder
 from cers_command import refused, succeeds
 from manifest_files import edit_manifest
 
@@ -90,7 +91,10 @@ def test_another_dataset_even_without_the_runs_own(evaluated: Path, tmp_path: Pa
     done = succeeds("eval", evaluated, "--data", tmp_path / "other", "--json")
     summary = json.loads(done.stdout)
     assert summary["branches"]["declared"]["all"]["n"] == 4
-    assert len(list((evaluated / "eval-other" / "masks").iterdir())) == 4
+    (scores,) = evaluated.glob("eval-data-other-*")
+    assert len(list((scores / "masks").iterdir())) == 4
+    assert len({evaluation_folder(evaluated, data=tmp_path / f / "manifest.csv") for f in ("one", "two")}) == 2
+    assert evaluation_folder(evaluated, data=tmp_path / "val") != evaluation_folder(evaluated, "val")
     moved = ["--data", tmp_path / "other", "--json"]
     run = Path(shutil.copytree(evaluated, tmp_path / "run"))
     config = run / "config.yaml"

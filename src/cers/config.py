@@ -116,7 +116,7 @@ class TrainConfig(Section):
 class RunConfig(Section):
     """Everything that decides what a run computes."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()
@@ -225,6 +225,10 @@ def _own_overrides(values: Mapping[str, Any], by_method: Any, where: str) -> lis
     own = by_method.get(name, {}) if isinstance(by_method, dict) else None
     if not isinstance(own, dict):
         raise CersError(f"{where}: by_method: expected settings by method, e.g. bcp: {{optim.lr: 5.0e-4}}")
+    from cers.methods.registry import METHODS  # which itself reads settings
+
+    if unknown := by_method.keys() - METHODS.keys():
+        raise CersError(f"{where}: by_method: no method '{min(unknown)}'; {nearest(min(unknown), METHODS)}")
     return [f"{key}={json.dumps(value)}" for key, value in own.items()]
 
 

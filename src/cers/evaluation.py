@@ -1,7 +1,8 @@
 """Scoring a run: its predictions against masks, its references against its queries."""
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,13 @@ def evaluation_folder(
     pool: Path | None = None,
     retrieval: str | None = None,
 ) -> Path:
-    """Where `evaluate` writes: `eval` in the run, where given with `-val` or the names of data, pool and strategy."""
-    where = [data.stem] if data is not None else [part] if part != "test" else []
+    """Where `evaluate` writes: `eval` in the run, where given with `-val` or the names of data, pool and strategy.
+
+    Datasets of one name, such as two `manifest.csv`, are told apart by a hash of where they lie.
+    """
+    where = [part] if part != "test" else []
+    if data is not None:
+        where = ["data", data.stem, hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:6]]
     return folder / "-".join(
         ["eval", *where, *([f"pool-{pool.name}"] if pool else []), *([retrieval] if retrieval else [])]
     )

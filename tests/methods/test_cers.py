@@ -266,6 +266,19 @@ def test_upper_layers_of_the_rationale_encoder_train_in_the_warm_up_only():
     assert torch.allclose(method.pool.cot[known].float(), expected[known], atol=1e-3)
 
 
+def test_a_mirrored_view_is_found_by_its_own_words_at_rest():
+    method = create_method("cers", {}, replace(make_setup(), cot_upper=Upper))
+    method.start_stage("semi", [with_states(make_semi().labelled)])
+    plain = with_states(make_semi().unlabelled)
+    flip = torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).repeat(len(plain), 1, 1)
+    mirrored = replace(plain, geometry=flip, cot_tokens=-plain.cot_tokens)
+    first, second = method.alignment.mask_free(plain), method.alignment.mask_free(mirrored)
+    method.alignment.forget()
+    assert not torch.allclose(first, second, atol=1e-2)
+    assert torch.equal(method.alignment.mask_free(mirrored), second)  # whichever came first
+    assert torch.equal(method.alignment.mask_free(plain), first)
+
+
 def test_the_semi_stage_trains_the_fusion_and_leaves_the_space_of_the_pool_alone():
     left = untrained(filled(), "semi", 2)
     assert sorted(left) == SPACE

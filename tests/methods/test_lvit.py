@@ -7,6 +7,7 @@ import torch
 from tiny_runs import LABELLED, REPORT, UNLABELLED, begin, make, make_batch, make_semi, noise
 from torch import Tensor
 
+from cers.data.case import SemiBatch
 from cers.methods.base import Progress
 from cers.methods.lvit import LViT, into_view, iterate, language_vision
 from cers.nets.lvit import PLAM, LViTNet
@@ -81,24 +82,42 @@ def test_language_and_vision_agree_on_what_is_proportional():
     assert torch.allclose(language_vision(p, label), 1 - cosine, atol=1e-6)
 
 
-def test_the_contrastive_label_is_that_of_the_most_similar_report(started):
-    others, batch = make_semi().unlabelled, make_semi()
-    report = batch.labelled.report[[2, 1, 0, 2]] * 3
-    others = replace(others, report=report, report_known=torch.tensor([True, True, True, False]))
+def told_like(batch: SemiBatch, rows: list[int], known: list[bool]) -> SemiBatch:
+    """Unlabelled images whose reports are those of labelled `rows`, three times as long."""
+    report = batch.labelled.report[rows] * 3
+    return SemiBatch(batch.labelled, replace(batch.unlabelled, report=report, report_known=torch.tensor(known)))
+
+
+def test_the_contrastive_label_is_that_of_the_most_similar_report():
+    batch, method = make_semi(), lvit()
+    begin(method, "semi", told_like(batch, [2, 1, 0, 2], [True, True, True, False]))
     p = noise("p", 4, 1, 32, 32).sigmoid().requires_grad_()
     masks = batch.labelled.required_masks[[2, 1, 0]]
-    loss = started._language_vision_loss(others, p)
+    loss = method._language_vision_loss(batch.unlabelled, p)
     assert float(loss.detach()) == pytest.approx(float(language_vision(p[:3], masks).mean().detach()), rel=1e-4)
     (gradient,) = torch.autograd.grad(loss, p)
     assert (gradient.flatten(1).abs().sum(1) > 0).tolist() == [True, True, True, False]
 
 
+def test_a_mirrored_view_has_the_label_mirrored_once():
+    """Its report speaks of the other side, as the labelled image does whose mask lies there; that one is not meant."""
+    batch, method = make_semi(), lvit()
+    begin(method, "semi", told_like(batch, [2, 1, 0, 2], [True] * 4))
+    mirrored = replace(told_like(batch, [0, 0, 2, 0], [True] * 4).unlabelled, geometry=FLIP.repeat(4, 1, 1))
+    p = noise("p", 4, 1, 32, 32).sigmoid()
+    masks = batch.labelled.required_masks[[2, 1, 0, 2]].flip(3)
+    expected = language_vision(p, masks).mean()
+    assert float(method._language_vision_loss(mirrored, p)) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_without_reports_or_lesions_there_is_no_language_loss(started):
-    others, p = make_semi().unlabelled, torch.rand(4, 1, 32, 32)
-    assert started._language_vision_loss(replace(others, report=None), p) == 0
+    batch, p = make_semi(), torch.rand(4, 1, 32, 32)
+    assert started._language_vision_loss(batch.unlabelled, p) > 0
     started.masks.zero_()
-    assert started._language_vision_loss(others, p) == 0
-    assert lvit(report=False)._language_vision_loss(others, p) == 0
+    assert started._language_vision_loss(batch.unlabelled, p) == 0
+    for method, given in ((lvit(), make_semi(report=False)), (lvit(report=False), batch)):
+        begin(method, "semi", given)
+        assert method._language_vision_loss(batch.unlabelled, p) == 0
 
 
 @pytest.mark.parametrize("tokens", [10, 3])

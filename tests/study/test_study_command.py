@@ -163,6 +163,13 @@ def test_dry_run_measures_each_configuration_and_writes_no_run(finished, tmp_pat
     assert not (tmp_path / "dry" / "runs").exists()
 
 
+def test_dry_run_with_a_validation_after_every_step(finished, tmp_path):
+    rows = ["--rows", "plain", "--labelled", "0.5", "--seeds", "0"]
+    done = succeeds("study", *finished[:-1], tmp_path / "dry", *rows, "train.validate_every=1", "--dry-run")
+    assert "1 of 1 runs to do" in done.stdout.replace("\n", "")
+    assert "fails" not in done.stdout
+
+
 def test_measuring_stops_with_the_command_that_asked_for_it(tmp_path):
     with process_for(serve, time.sleep, 90.0, tmp_path / "log", 1) as (process, _):
         began = time.monotonic()

@@ -136,6 +136,22 @@ def test_without_a_split_one_is_made_once(tmp_path, scans):
     assert {run.config.data.split for run in plan.runs} == {tmp_path / "out" / "split.json"}
 
 
+@pytest.mark.parametrize("setting", [{"data.negatives": True}, {"data.group_pattern": "(.)"}])
+def test_rows_that_read_the_dataset_differently_need_splits_of_their_own(tmp_path, here, split_file, setting):
+    plain = values()["rows"][0]
+    other = {"name": "other", "settings": {**plain["settings"], **setting}}
+    (name,) = setting
+    with pytest.raises(CersError, match=f"rows 'plain' and 'other' differ in {name}; give each a data.split of its"):
+        plan_of(tmp_path, here, rows=[plain, other])
+    save_split(replace(load_split(split_file), seed=7), tmp_path / "other.json")
+    other["settings"]["data.split"] = str(tmp_path / "other.json")
+    plan = plan_of(
+        tmp_path, [here[0]], rows=[{**plain, "settings": {**plain["settings"], "data.split": here[1][11:]}}, other]
+    )
+    assert len(keys(plan)) == 4
+    assert plan_of(tmp_path, [*here, *(f"{key}={value}" for key, value in setting.items())])
+
+
 def test_rows_may_leave_shares_out_and_bad_settings_name_their_row(tmp_path, here):
     rows = [values()["rows"][0], {**values()["rows"][1], "labelled": [0.25]}]
     plan = plan_of(tmp_path, here, rows=rows, labelled=[0.25, 0.5])

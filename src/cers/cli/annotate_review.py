@@ -62,7 +62,7 @@ def review(
     ] = None,
     out: Annotated[Path, typer.Option(help="Page to write.")] = Path("review.html"),
     n: Annotated[int, typer.Option("--n", "-n", help="How many texts, each of another image.")] = 100,
-    seed: Annotated[int, typer.Option(help="Which are drawn: the same for the same seed.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Which are drawn: the same for the same seed.")] = 0,
     layout: Annotated[str, typer.Option(help="Layout of the dataset.")] = "auto",
     negatives: Annotated[bool, typer.Option("--negatives", help="Add the dataset's lesion-free images.")] = False,
     role: Annotated[

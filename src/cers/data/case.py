@@ -82,6 +82,15 @@ class Batch:
         return self.masks
 
     @property
+    def mirrored(self) -> list[bool]:
+        """Which cases are seen in a mirror: their words then tell of the other side."""
+        if self.geometry is None:
+            return [False] * len(self)
+        a, b, c, d = self.geometry[:, :, :2].flatten(1).unbind(1)
+        turned: list[bool] = (a * d < b * c).tolist()
+        return turned
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images."""
         return self.images.shape[2], self.images.shape[3]

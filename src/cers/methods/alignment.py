@@ -25,7 +25,7 @@ class Alignment(nn.Module):
         self.cot_projection = nn.Linear(cot_width, width, bias=False) if cot_width else None
         self.cot_upper = cot_upper() if cot_upper else None
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self._rested: dict[str, Tensor] = {}
+        self._rested: dict[tuple[str, bool], Tensor] = {}
 
     def loss(self, batch: Batch, feature: Tensor) -> Tensor:
         """How far the last features (B,C,h,w) are from the rationales that saw the mask (Eq. 2)."""
@@ -46,19 +46,23 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def mask_free(self, batch: Batch) -> Tensor | None:
-        """Mask-free rationales (B,`width`). Once their encoder rests, each goes through its upper layers once."""
+        """Mask-free rationales (B,`width`). Once their encoder rests, each goes through its upper layers once.
+
+        Or twice: a mirrored view has words of its own.
+        """
         tokens, padding = batch.cot_tokens, batch.cot_padding
         if self.cot_upper is None or self.cot_projection is None or tokens is None or padding is None:
             return self._embedded(batch.cot, None, None)
         training = self.cot_upper.training
         self.cot_upper.eval()
-        for row, id_ in enumerate(batch.ids):
-            if id_ not in self._rested:  # alone and unpadded, so that the result does not depend on the batch
+        keys = list(zip(batch.ids, batch.mirrored, strict=True))
+        for row, key in enumerate(keys):
+            if key not in self._rested:  # alone and unpadded, so that the result does not depend on the batch
                 words = max(1, int((~padding[row]).sum()))
                 pooled = self.cot_upper(tokens[row : row + 1, :words], padding[row : row + 1, :words])
-                self._rested[id_] = self.cot_projection(pooled)[0]
+                self._rested[key] = self.cot_projection(pooled)[0]
         self.cot_upper.train(training)
-        return torch.stack([self._rested[id_] for id_ in batch.ids])
+        return torch.stack([self._rested[key] for key in keys])
 
     def forget(self) -> None:
         """The encoder of rationales has moved: embed them afresh."""

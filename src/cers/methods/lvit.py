@@ -38,11 +38,15 @@ class LViTSettings(Settings):
 
 
 class LViT(Method):
-    """The network, a soft mask for each unlabelled image, and the labelled images' masks and reports."""
+    """The network, a soft mask for each unlabelled image, and the labelled images' masks and reports.
+
+    `contrastive` is for each unlabelled image the row of the most similar report's mask, -1 where there is none.
+    """
 
     Settings = LViTSettings
     pseudo_labels: Tensor
     masks: Tensor
+    contrastive: Tensor
     reports: Tensor
     report_known: Tensor
 
@@ -56,8 +60,9 @@ class LViT(Method):
         labelled, side = len(self._labelled_rows), setup.image_size
         self.register_buffer("pseudo_labels", torch.zeros(len(self._rows), side, side, dtype=torch.float16))
         self.register_buffer("masks", torch.zeros(labelled, side, side, dtype=torch.bool))
-        self.register_buffer("reports", torch.zeros(labelled, setup.report_width or 0))
-        self.register_buffer("report_known", torch.zeros(labelled, dtype=torch.bool))
+        self.register_buffer("contrastive", torch.full((len(self._rows),), -1))
+        self.register_buffer("reports", torch.zeros(labelled, setup.report_width or 0), persistent=False)
+        self.register_buffer("report_known", torch.zeros(labelled, dtype=torch.bool), persistent=False)
         self._seen: tuple[Tensor, Tensor] | None = None
 
     def stages(self) -> tuple[Stage, ...]:
@@ -79,7 +84,7 @@ class LViT(Method):
 
     @torch.no_grad()
     def label_unlabelled(self, stage: str, unlabelled: Iterable[Batch]) -> None:
-        """Before stage "semi": P_0 is what the prototype says."""
+        """Before stage "semi": P_0 is what the prototype says, C the mask of the most similar report."""
         if stage != "semi":
             return
         training = self.training
@@ -87,7 +92,9 @@ class LViT(Method):
         for batch in unlabelled:
             probability = self._logits(batch).float().sigmoid()
             first = F.interpolate(probability, size=self.pseudo_labels.shape[1:], mode="bilinear")[:, 0]
-            self.pseudo_labels[self._row_numbers(batch, self._rows)] = first.half()
+            rows = self._row_numbers(batch, self._rows)
+            self.pseudo_labels[rows] = first.half()
+            self.contrastive[rows] = self._most_similar(batch)
         self.train(training)
 
     def steps(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:
@@ -132,14 +139,21 @@ class LViT(Method):
         return into_view(labels, batch.geometry, batch.size)
 
     def _language_vision_loss(self, batch: Batch, probability: Tensor) -> Tensor:
-        """Mean L_LV of the images that have a report and a contrastive label with a lesion."""
-        if batch.report is None or batch.report_known is None or not self.reads_text or not self.report_known.any():
+        """Mean L_LV of the images that have a contrastive label with a lesion in it."""
+        rows = self.contrastive[self._row_numbers(batch, self._rows)]
+        if not (rows >= 0).any():
             return probability.new_zeros(())
+        label = into_view(self.masks[rows.clamp(min=0)][:, None].float(), batch.geometry, batch.size)
+        counts = (rows >= 0) & (label.flatten(1).sum(dim=1) > 0)
+        return region_mean(language_vision(probability, label), counts)
+
+    def _most_similar(self, batch: Batch) -> Tensor:
+        """The labelled rows whose reports are nearest to those of clean images, -1 without (B,)."""
+        if batch.report is None or batch.report_known is None or not self.reads_text or not self.report_known.any():
+            return torch.full((len(batch),), -1, device=self.masks.device)
         similarity = batch.report.float() @ self.reports.T
         nearest = similarity.masked_fill(~self.report_known, -torch.inf).argmax(dim=1)
-        label = into_view(self.masks[nearest][:, None].float(), batch.geometry, batch.size)
-        counts = batch.report_known & (label.flatten(1).sum(dim=1) > 0)
-        return region_mean(language_vision(probability, label), counts)
+        return torch.where(batch.report_known, nearest, -1)
 
     def _row_numbers(self, batch: Batch, rows: dict[str, int]) -> Tensor:
         return torch.tensor([rows[id_] for id_ in batch.ids], device=self.masks.device)

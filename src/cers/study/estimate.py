@@ -110,7 +110,7 @@ def measure(config: RunConfig) -> Measured:
             validations.append(spent)
         elif last[1] != stage:
             starts.append(spent)
-        elif last[0] == "step":
+        else:
             steps[stage].append(spent)
         last = (kind, stage, at)
     each = {name: median(values) for name, values in steps.items()}

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cers.config import RunConfig
+from cers.config import DataConfig, RunConfig
 from cers.data.splits import Split, load_split, make_split, save_split
 from cers.engine.trainer import Streams, total_steps
 from cers.errors import CersError
@@ -92,16 +92,19 @@ def make_plan(study: Study, out: Path, overrides: Sequence[str] = ()) -> Plan:
     """Lay the study out in `out`; without data.split a grouped split is made there once, for all runs.
 
     Raises:
-        CersError: a bad setting, row by row; no dataset; no budget; or folds that test the same cases.
+        CersError: a bad setting, row by row; no dataset; no budget; folds that test the same cases; or rows that read
+            the dataset differently and share a split.
     """
     cells: dict[tuple[Share, str], list[str]] = {}
     runs: dict[str, PlannedRun] = {}
     splits: dict[tuple[Path | None, Share], Split] = {}
+    readings: dict[Path | None, tuple[str, DataConfig]] = {}
     # The first seed of everything comes first: a table that is cut short is then complete in its rows.
     for seed, fold, share, row in product(study.seeds, study.folds or (None,), study.labelled, study.rows):
         if row.labelled is not None and share not in row.labelled:
             continue
         config = study.config(row, share, seed, overrides, fold)
+        _require_same_reading(row.name, config.data, *readings.setdefault(config.data.split, (row.name, config.data)))
         if (config.data.split, share) not in splits:
             splits[config.data.split, share] = _split(config, out).with_labelled(share)
         run = _planned(row.name, share, seed, fold, config, splits[config.data.split, share], out)
@@ -110,6 +113,13 @@ def make_plan(study: Study, out: Path, overrides: Sequence[str] = ()) -> Plan:
     _require_disjoint([run for run in runs.values() if run.fold is not None])
     ordered = {(s, r.name): tuple(cells[s, r.name]) for s in study.labelled for r in study.rows if (s, r.name) in cells}
     return Plan(study, out, tuple(runs.values()), ordered)
+
+
+def _require_same_reading(row: str, data: DataConfig, other: str, others: DataConfig) -> None:
+    """What a run sees of its dataset is in its split, so that no key tells two readings of one split apart."""
+    for name in ("negatives", "group_pattern"):
+        if getattr(data, name) != getattr(others, name):
+            raise CersError(f"rows '{other}' and '{row}' differ in data.{name}; give each a data.split of its own")
 
 
 def _require_disjoint(runs: Sequence[PlannedRun]) -> None:
