@@ -77,6 +77,17 @@ def test_values_mean_what_they_look_like(override: str, section: str, key: str, 
     assert type(found) is type(value)
 
 
+def test_a_budget_in_epochs_takes_the_place_of_the_presets_in_steps() -> None:
+    for preset, override in (("cpu", "train.epochs=3"), ("paper", "train.steps=3")):
+        train = load_config(preset, [override]).train
+        assert {train.steps, train.epochs} == {3, None}, preset
+    assert load_config("cpu", ["train.epochs=null"]) == load_config("cpu")
+
+
+def test_long_values_are_not_printed_whole() -> None:
+    assert len(mistake("data.image_size=[" + "1, " * 500 + "1]")) < 200
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_settings_of_the_preset_go_with_its_method(name: str) -> None:
     for overrides in ([f"method.name={name}"], [f"method.name={name}", "train.steps=3"]):

@@ -86,6 +86,13 @@ def test_the_validation_part(evaluated: Path, split_file: Path) -> None:
     assert {row["id"] for row in cases_csv(evaluated / "eval-val")} == set(read_json(split_file)["val"])
 
 
+def test_cases_that_it_was_trained_on_are_not_scored_as_new(evaluated: Path, scans: Path, split_file: Path) -> None:
+    labelled = read_json(split_file)["labelled"]
+    said = refused("eval", evaluated, "--data", scans)
+    assert f"({len(labelled)} such cases), whose mask {evaluated} was trained on" in said
+    assert "give one of them" in refused("eval", evaluated, "--data", scans, "--part", "val")
+
+
 def test_another_dataset_even_without_the_runs_own(evaluated: Path, tmp_path: Path) -> None:
     write_phantoms(tmp_path / "other", n=4, size=64, seed=5)
     done = succeeds("eval", evaluated, "--data", tmp_path / "other", "--json")
@@ -110,6 +117,18 @@ def test_the_report_renders(evaluated: Path, split_file: Path) -> None:
     page = (evaluated / "report.html").read_text(encoding="utf-8")
     assert "test_convnext" in page
     assert any(id_ in page for id_ in read_json(split_file)["test"])
+
+
+def test_a_report_replaces_nothing_but_a_page(evaluated: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "manifest.csv"
+    mine.write_text("image,mask\n", encoding="utf-8")
+    assert f"did you mean --out {tmp_path / 'manifest.html'}?" in refused("report", evaluated, "--out", mine)
+    assert f"did you mean --out {tmp_path / 'report.html'}?" in refused("report", evaluated, "--out", tmp_path)
+    assert mine.read_text(encoding="utf-8") == "image,mask\n"
+    page = tmp_path / "page.HTM"
+    page.write_text("an earlier report", encoding="utf-8")
+    succeeds("report", evaluated, "--cases", "1", "--out", page)
+    assert "test_convnext" in page.read_text(encoding="utf-8")
 
 
 def test_a_dataset_that_moved(evaluated: Path, scans: Path, tmp_path: Path) -> None:

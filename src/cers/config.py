@@ -13,6 +13,8 @@ from cers.errors import CersError, nearest
 
 Model = TypeVar("Model", bound=BaseModel)
 
+DEEPEST_GREY = 65_535  # of 16 bit
+
 
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, defaults are checked, values do not change."""
@@ -25,6 +27,17 @@ class MaskReading(Section):
 
     threshold: int | None = Field(None, description="grey value from which on a pixel is lesion, e.g. 128")
     foreground: tuple[int, ...] | None = Field(None, description="grey values that are lesion, e.g. [1, 2]")
+
+    @field_validator("threshold")
+    @classmethod
+    def _leaves_both_sides(cls, threshold: int | None) -> int | None:
+        """Not a ValueError: commands make a reading of their options themselves, and it must be one line there too."""
+        if threshold is not None and not 1 <= threshold <= DEEPEST_GREY:
+            raise CersError(
+                f"data.mask.threshold {threshold} leaves all pixels on one side; choose from 1 to 255 for masks of 8 "
+                f"bit, to {DEEPEST_GREY} for deeper ones, e.g. 128; `cers data check` says what values masks hold"
+            )
+        return threshold
 
 
 class DataConfig(Section):
@@ -39,7 +52,7 @@ class DataConfig(Section):
     negatives: bool = Field(False, description="add the dataset's lesion-free images")
     group_pattern: str | None = Field(None, description="regular expression whose first group names the patient")
     mask: MaskReading = MaskReading()
-    image_size: int = Field(224, ge=32, description="side of the square network input, pixels")
+    image_size: int = Field(224, ge=32, le=4096, description="side of the square network input, pixels")
     cache: Path = Field(Path(".cers-cache"), description="folder for decoded images and text embeddings")
     rationales: Path | None = Field(None, description="CSV of rationales that replace those of the dataset")
     flips: bool = Field(True, description="left/right flips, of the words of a text as well")
@@ -111,6 +124,10 @@ class TrainConfig(Section):
     def _no_is_a_word(cls, value: Any) -> Any:
         """YAML reads an unquoted `no` as false."""
         return "no" if value is False else value
+
+
+# Settings that change how a run computes, not what: a resumed run may differ in them.
+FREE = {"data.path", "data.cache", "train.workers", "train.tensorboard", "train.checkpoint_every"}
 
 
 class RunConfig(Section):
@@ -252,9 +269,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:  # a regular expression, for instance
         value = text
+    if (budget := {"train.steps": "epochs", "train.epochs": "steps"}.get(key)) and value is not None:
+        values.pop(budget, None)  # a budget in the one unit takes the place of a preset's in the other
     if key == "method.name" and value != values.get("name", MethodConfig().name):
         values.pop("settings", None)  # they are those of the method it was before
     values[last] = value
+
+
+_LONG = 80  # characters of a value beyond which it says less than it hides
 
 
 def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
@@ -263,7 +285,9 @@ def _first_mistake(error: ValidationError, model: type[BaseModel]) -> str:
     if mistake["type"] == "extra_forbidden":
         *sections, name = mistake["loc"]
         return f"unknown setting '{where}'; {nearest(str(name), _keys(model, sections))}"
-    return f"{where}: {mistake['msg'].removeprefix('Value error, ')} (got {mistake.get('input')!r})"
+    said = f"{where}: {mistake['msg'].removeprefix('Value error, ')}"
+    got = repr(mistake.get("input"))
+    return said if mistake["type"] == "missing" or len(got) > _LONG else f"{said} (got {got})"
 
 
 def _keys(model: type[BaseModel], sections: Sequence[int | str]) -> list[str]:

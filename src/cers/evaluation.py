@@ -48,12 +48,13 @@ def evaluate(
     and under "retrieval" the quality of every strategy.
 
     Raises:
-        CersError: no trained run, no such part or dataset, or `pool` was built with another encoder.
+        CersError: no trained run, no such part or dataset, `data` has a case that the run was trained on with its
+            mask, or `pool` was built with another encoder.
     """
     folder = Path(folder)
     data, pool, out = (None if path is None else Path(path) for path in (data, pool, out))
     run = load_run(folder, overrides)
-    cases = _own_cases(run, part) if data is None else _other_cases(data, layout)
+    cases = _own_cases(run, part) if data is None else _other_cases(data, layout, run)
     if retrieval is not None:
         run.method.retrieve_by(retrieval)
     out = out or evaluation_folder(folder, part, data, pool, retrieval)
@@ -124,10 +125,15 @@ def _own_cases(run: Run, part: str) -> list[Case]:
     return [known[id_] for id_ in parts[part]]
 
 
-def _other_cases(data: Path, layout: str) -> list[Case]:
+def _other_cases(data: Path, layout: str, run: Run) -> list[Case]:
     cases = [case for case in load_cases(data, layout) if case.annotated]
     if not cases:
         raise CersError(f"{data} has no annotated case to score; give one with masks")
+    if learned := run.shown_by(cases, run.split.labelled):
+        raise CersError(
+            f"{data} has '{min(learned)}' ({len(learned)} such cases), whose mask {run.folder} was trained on; leave "
+            "them out of it, or score the run's own test part without --data"
+        )
     return cases
 
 

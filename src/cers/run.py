@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from cers import __version__
-from cers.config import RunConfig, dump_config, load_config
+from cers.config import FREE, RunConfig, dump_config, load_config
 from cers.data.case import Case
+from cers.data.duplicates import file_hash
 from cers.data.loaders import BatchMaker
 from cers.data.splits import Split, dataset_hash, load_split, make_split, save_split
-from cers.engine.checkpoint import load_checkpoint, restore_method
+from cers.engine.checkpoint import load_checkpoint, require_same_run, restore_method
 from cers.engine.device import actual_precision, device_name
 from cers.engine.log import OnRow, read_log
 from cers.engine.trainer import Streams, Trainer
@@ -28,9 +29,6 @@ from cers.methods.base import Method, Setup
 from cers.methods.registry import create_method, method_settings
 from cers.nets.encoder import PyramidEncoder
 from cers.text.encoders import TextEncoders
-
-# Settings that change how a run computes, not what: a resumed run may differ in them.
-FREE = {"data.path", "data.cache", "train.workers", "train.tensorboard", "train.checkpoint_every"}
 
 # What a folder holds before it can be resumed, and what every run holds from then on.
 BEGUN = {"split.json", "text"}
@@ -74,6 +72,14 @@ class Run:
             return self.cases()
         except CersError:
             return {}
+
+    def shown_by(self, cases: Sequence[Case], ids: Collection[str]) -> set[str]:
+        """Ids of `cases` whose image file is that of one of the run's own `ids`; none where its data are not at hand.
+
+        Names tell nothing: two hospitals may both have an image 001.
+        """
+        own = {file_hash(case.image) for id_, case in self.cases_at_hand().items() if id_ in ids}
+        return {case.id for case in cases if own and file_hash(case.image) in own}
 
     def maker(
         self, cases: Sequence[Case], labelled: Collection[str] = (), on_decode: Decoding | None = None
@@ -158,7 +164,7 @@ def resume(
     """
     folder = Path(folder)
     config = read_config(folder, overrides)
-    split = load_split(folder / "split.json")
+    split = _own_split(folder)
     cases = dataset_cases(config, split)
     texts = TextEncoders.load(folder / "text", config.text)
     return _run(_trainer(config, folder, cases, split, texts, on_row, on_decode))
@@ -172,10 +178,11 @@ def load_run(folder: AnyPath, overrides: Sequence[str] = ()) -> Run:
     """
     folder = Path(folder)
     config = read_config(folder, overrides)
-    split = load_split(folder / "split.json")
-    texts = TextEncoders.load(folder / "text", config.text)
+    split = _own_split(folder)
     path = folder / "checkpoints" / "best.safetensors"
     checkpoint = load_checkpoint(path)
+    require_same_run(checkpoint, config, split.hash, path)
+    texts = TextEncoders.load(folder / "text", config.text)
     config = config.model_copy(update={"model": config.model.model_copy(update={"weights": "none"})})
     entries = [(id_, group, label) for id_, group, label in checkpoint.facts["entries"]]
     method, _ = _create_method(config, entries, split.unlabelled, texts)
@@ -195,6 +202,24 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     changed = stored.with_values(overrides)
     _refuse_changes(stored, changed)
     return changed
+
+
+def unfinished(folder: Path) -> str | None:
+    """What to say of a run whose training was cut short, None of one that has ended or of which nothing is known."""
+    last = folder / "checkpoints" / "last.safetensors"
+    if (folder / "run.json").is_file() or not last.is_file():
+        return None
+    facts = load_checkpoint(last).facts
+    step, steps = facts["state"]["step"], facts["steps"]
+    return f"{folder} stopped at step {step} of {steps}; go on with `cers train --resume {folder}`"
+
+
+def _own_split(folder: Path) -> Split:
+    """The split that the run was trained on; a new one would test what it was trained on."""
+    path = folder / "split.json"
+    if not path.is_file():
+        raise CersError(f"{path} is missing; restore it from a copy, or train again: no other split can take its place")
+    return load_split(path)
 
 
 def _require_free(folder: Path, overwrite: bool) -> None:

@@ -159,6 +159,45 @@ def test_a_change_that_would_break_the_run_is_refused(change: str, said: str, fi
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("seed: 0", "seed: 7", "was trained with seed=0, config.yaml says 7; restore config.yaml"),
+        ("steps: 8", "steps: 5", "was trained with train.steps=8, config.yaml says 5"),
+        ("encoder: test_convnext", "encoder: test_efficientnet", "was trained with model.encoder='test_convnext'"),
+    ],
+)
+@pytest.mark.parametrize("verb", [("train", "--resume"), ("eval",)])
+def test_a_run_whose_config_was_edited_is_refused(
+    before: str, after: str, said: str, verb: tuple[str, ...], finished: Path
+) -> None:
+    path = finished / "config.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    assert said in refused(*verb, finished)
+
+
+def test_no_other_split_takes_the_place_of_the_runs_own(finished: Path, scans: Path) -> None:
+    path = finished / "split.json"
+    path.unlink()
+    for verb in (("train", "--resume"), ("eval",)):
+        assert "split.json is missing; restore it from a copy" in refused(*verb, finished)
+    succeeds("data", "split", scans, "--seed", "5", "--out", path)
+    for verb in (("train", "--resume"), ("eval",)):
+        assert "was trained on another split than split.json" in refused(*verb, finished)
+
+
+def test_a_run_that_was_cut_short_is_not_taken_for_a_whole_one(
+    settings: list[str], trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train_until_killed(folder, ["--out", str(folder), *settings], die_at=("os.rename", LAST, 3))
+    said = f"{folder} stopped at step "
+    assert said in succeeds("eval", folder).stderr.replace("\n", "")
+    assert said in refused("compare", f"short={folder}", f"whole={trained}")
+
+
 def test_where_and_how_it_computes_may_change(settings: list[str], trained: Path, scans: Path, tmp_path: Path) -> None:
     folder, moved = tmp_path / "run", tmp_path / "moved"
     train_until_killed(folder, ["--out", str(folder), *settings], die_at=("os.rename", LAST, 3))

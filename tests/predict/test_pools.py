@@ -217,6 +217,14 @@ def test_a_pool_is_replaced_on_request_only(home: Path, extended: Path) -> None:
         build_pool(home / "cers", extended)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_pool_takes_no_folder_of_something_else(home: Path, overwrite: bool) -> None:
+    before = sorted((home / "phantom").iterdir())
+    with pytest.raises(CersError, match="phantom holds something else than a pool"):
+        build_pool(home / "cers", home / "phantom", overwrite=overwrite)
+    assert sorted((home / "phantom").iterdir()) == before
+
+
 def test_facts_of_a_pool(home: Path, extended: Path) -> None:
     facts = inspect_pool(extended)
     assert (facts.entries, facts.filled, facts.cot_known, facts.report_known) == (32, 32, 32, 32)

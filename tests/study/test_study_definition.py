@@ -79,7 +79,7 @@ def test_the_paper_preset_keeps_its_settings_of_cers():
         ({"seeds": []}, "seeds: "),
         ({"part": "tests"}, "part: Input should be 'test' or 'val' (got 'tests')"),
         ({"seeds": [1, 1]}, "names a value twice"),
-        ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows have the same name"),
+        ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows have the name 'a'"),
         ({"rows": [{"name": "plain", "setings": {}}]}, "unknown setting 'rows.0.setings'; did you mean 'settings'"),
         ({"labeled": [1.0]}, "unknown setting 'labeled'; did you mean 'labelled'"),
         ({"rows": [{"name": "plain", "labelled": [0.4]}]}, "'plain' is labelled 0.4, which is none of the study's"),

@@ -121,6 +121,12 @@ def test_curves_are_drawn_where_there_are_several_shares(tmp_path, here):
     assert not (plan.out / "curves.svg").exists()
 
 
+def test_a_study_needs_a_folder(tmp_path, here):
+    (tmp_path / "out").write_text("", encoding="utf-8")
+    with pytest.raises(CersError, match="out is a file; name another folder with --out"):
+        plan_of(tmp_path, here)
+
+
 def test_two_rows_of_one_configuration_are_one_run(tmp_path, here):
     rows = [{"name": name, "settings": {"method.name": "supervised"}} for name in ("plain", "same")]
     plan = plan_of(tmp_path, here, rows=rows)
@@ -184,6 +190,8 @@ def test_folds_are_runs_of_their_own_by_seed(tmp_path, folds):
 def test_folds_that_are_none_are_refused(tmp_path, here, folds):
     with pytest.raises(CersError, match=r"folds 1 and 2 both test .*--folds.*split-\{fold\}\.json"):
         plan_of(tmp_path, [*here, "data.rationales=r-{fold}.csv"], folds=[1, 2])
+    with pytest.raises(CersError, match="folds 1 and 2 both test"):
+        plan_of(tmp_path, here, folds=[1, 2])
     with pytest.raises(CersError, match=r"data\.split=.*which folds\? give --folds"):
         plan_of(tmp_path, folds)
     with pytest.raises(CersError, match="what one fold validates on another one tests"):

@@ -43,8 +43,13 @@ def compare(
     """Compare evaluated runs: mean over seeds, intervals, paired permutation test against a reference, and costs."""
     from cers.evaluate import comparison_table
     from cers.evaluate.compare import compare as compare_runs
+    from cers.evaluate.scored import run_folder
+    from cers.run import unfinished
 
     methods = group_runs(runs)
+    for folder in (run_folder(folder) for folders in methods.values() for folder in folders):
+        if stopped := unfinished(folder):
+            raise CersError(stopped)
     only: dict[Trait, str] = {}
     if label is not None:
         only["label"] = label

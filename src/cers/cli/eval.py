@@ -1,11 +1,13 @@
 """`cers eval`: evaluate a run, case by case."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from cers.cli.console import counted, say, say_json, say_table
+from cers.cli.console import counted, note, say, say_json, say_table
+from cers.errors import CersError
 
 
 def eval(
@@ -15,7 +17,7 @@ def eval(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Another dataset with masks to score instead.")] = None,
     layout: Annotated[str, typer.Option(help="Layout of --data.")] = "auto",
-    part: Annotated[str, typer.Option(help="test or val, of the run's own split.")] = "test",
+    part: Annotated[str | None, typer.Option(help="test or val, of the run's own split; test if not given.")] = None,
     pool: Annotated[
         Path | None, typer.Option(help="A knowledge pool to retrieve from instead of the run's own.")
     ] = None,
@@ -27,7 +29,13 @@ def eval(
     """Evaluate a run: overlap, borders and false lesions per case, with intervals; the quality of its retrieval."""
     from cers.evaluate.retrieval import strategy_rows
     from cers.evaluation import evaluate, evaluation_folder
+    from cers.run import unfinished
 
+    if data is not None and part is not None:
+        raise CersError("--part is of the run's own split, --data is another dataset; give one of them")
+    if stopped := unfinished(run):
+        note(f"{stopped}. These are its best weights so far.")
+    part = part or "test"
     with counted("scoring") as on_case:
         summary = evaluate(
             run, overrides or (), data=data, layout=layout, part=part, pool=pool, retrieval=retrieval, on_case=on_case
@@ -40,7 +48,9 @@ def eval(
         head, *rows = strategy_rows(summary["retrieval"])
         say_table(head, rows, title="Retrieval, by strategy")
     scores = evaluation_folder(run, part, data, pool, retrieval) / "cases.csv"
-    say(f"per case: {scores}; next: cers report {run}" + ("" if pool is None else f" --pool {pool}"))
+    say(f"per case: {scores}")
+    if data is None and part == "test" and retrieval is None:  # what a report is of
+        say(f"next: cers report {quote(str(run))}" + ("" if pool is None else f" --pool {quote(str(pool))}"))
 
 
 def _show(summary: dict[str, Any]) -> None:

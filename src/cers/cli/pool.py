@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,7 +40,7 @@ def build(
             overwrite=overwrite,
             on_decode=on_decode,
         )
-    say(f"pool of {len(pool)} cases: {out}; next: cers eval {run} --pool {out}")
+    say(f"pool of {len(pool)} cases: {out}; next: cers eval {quote(str(run))} --pool {quote(str(out))}")
 
 
 @app.command()

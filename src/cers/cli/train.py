@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -32,13 +33,13 @@ def train(
     if resume is not None:
         with training_progress() as on_row:
             run.resume(resume, overrides or (), on_row=on_row, on_decode=None)
-        say(f"trained: {resume}; next: cers eval {resume}")
+        say(f"trained: {resume}; next: cers eval {quote(str(resume))}")
         return
     config = load_config(preset, overrides or ())
     folder = out or Path("runs") / f"{config.method.name}-seed{config.seed}"
     with decoding_progress() as on_decode, training_progress() as on_row:
         run.train(config, folder, overwrite=overwrite, on_note=note, on_row=on_row, on_decode=on_decode)
-    say(f"trained: {folder}; next: cers eval {folder}")
+    say(f"trained: {folder}; next: cers eval {quote(str(folder))}")
 
 
 @contextmanager

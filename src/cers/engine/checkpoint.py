@@ -12,9 +12,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cers.config import RunConfig
 from cers.ema import WeightAverage
 from cers.errors import CersError
 from cers.files import write_atomic
+
+LONG = 160  # characters of a reason that names every tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,25 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CersError(f"{path} is not a whole checkpoint ({error}); restore it from a copy, or train again") from None
 
 
+def require_same_run(checkpoint: Checkpoint, config: RunConfig, split: str, where: Path) -> None:
+    """The files of a run were written together: weights that were trained by other settings would pass for these.
+
+    `split` is the hash of the run's split. Of checkpoints that do not say how they were trained nothing is required.
+
+    Raises:
+        CersError: a setting, or the split, is not the one that the weights were trained with.
+    """
+    trained, now = checkpoint.facts.get("settings", {}), config.flat()
+    for key in sorted(trained.keys() & now.keys()):
+        if trained[key] != now[key]:
+            raise CersError(
+                f"{where} was trained with {key}={trained[key]!r}, config.yaml says {now[key]!r}; "
+                "restore config.yaml, or train anew with --out"
+            )
+    if checkpoint.facts.get("split", split) != split:
+        raise CersError(f"{where} was trained on another split than split.json; restore it from a copy, or train again")
+
+
 def restore_method(method: nn.Module, checkpoint: Checkpoint, where: Path) -> None:
     """Load the method's part, every tensor of it.
 
@@ -76,7 +98,8 @@ def restore_method(method: nn.Module, checkpoint: Checkpoint, where: Path) -> No
         method.load_state_dict(checkpoint.part("method"))
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise CersError(f"{where} does not fit this configuration: {reason}") from None
+        shown = reason if len(reason) <= LONG else f"{reason[:LONG]} …"
+        raise CersError(f"{where} does not fit this configuration: {shown}") from None
 
 
 def restore_optimizer(optimizer: Optimizer, checkpoint: Checkpoint) -> None:

@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from cers.config import RunConfig
+from cers.config import FREE, RunConfig
 from cers.data.case import SemiBatch
 from cers.data.loaders import BatchMaker, evaluation_batches, steps_per_epoch, training_batches
 from cers.ema import WeightAverage
 from cers.engine.checkpoint import (
     load_checkpoint,
+    require_same_run,
     restore_average,
     restore_method,
     restore_optimizer,
@@ -125,6 +126,7 @@ class Trainer:
         if not self.last.is_file():
             return
         checkpoint = load_checkpoint(self.last)
+        require_same_run(checkpoint, self.config, self.facts["split"], self.last)
         restore_method(self.method, checkpoint, self.last)
         restore_optimizer(self.optimizer, checkpoint)
         self.state = State(**checkpoint.facts["state"])
@@ -322,7 +324,8 @@ class Trainer:
         self.state.peak_memory = max(filter(None, (self.state.peak_memory, peak_memory())), default=None)
 
     def _facts(self) -> dict[str, Any]:
-        return {**self.facts, "state": asdict(self.state), "steps": self.steps}
+        settings = {key: value for key, value in self.config.flat().items() if key not in FREE}
+        return {**self.facts, "settings": settings, "state": asdict(self.state), "steps": self.steps}
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self.average is None else self.average.applied()

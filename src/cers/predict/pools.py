@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from cers.data.case import Case
-from cers.data.duplicates import byte_identical
 from cers.data.layouts import load_cases
 from cers.data.loaders import evaluation_batches
 from cers.data.splits import load_split
@@ -77,8 +76,7 @@ def build_pool(
             case that the run validates or tests (by its id or, where the run's data are at hand, by its image file),
             or `out` holds a pool already and `overwrite` is not set.
     """
-    if not overwrite and (out / "manifest.json").exists():
-        raise CersError(f"{out} holds a pool already; choose another --out, or pass --overwrite")
+    _require_free(out, overwrite)
     run = load_run(folder)
     if run.method.pool is None:
         raise CersError(
@@ -158,6 +156,14 @@ def neighbours(folder: Path, case: str, count: int = NEAREST) -> dict[str, list[
     return {"image": by_image, "cot": _nearest(pool, pool.cot, pool.cot_known, row, count)}
 
 
+def _require_free(out: Path, overwrite: bool) -> None:
+    if (out / "manifest.json").exists():
+        if not overwrite:
+            raise CersError(f"{out} holds a pool already; choose another --out, or pass --overwrite")
+    elif out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise CersError(f"{out} holds something else than a pool; name another folder with --out")
+
+
 def _entries(run: Run, data: Path | None, layout: str, keep_own: bool, split: Path | None) -> list[Case]:
     own: list[Case] = []
     if data is None or keep_own or split is not None:
@@ -167,7 +173,7 @@ def _entries(run: Run, data: Path | None, layout: str, keep_own: bool, split: Pa
     other = [case for case in other if case.annotated]
     if data is not None and not other:
         raise CersError(f"{data} has no annotated case; a pool is filled with cases whose lesion is known")
-    _require_unseen(other, run, f"{data} has")
+    _require_unseen(other, run, f"{data} has", "leave them out of it")
     if twice := {case.id for case in own} & {case.id for case in other}:
         raise CersError(f"'{min(twice)}' is a case of the run and of {data} ({len(twice)} such ids); rename the files")
     return [*own, *other]
@@ -177,19 +183,17 @@ def _labelled(path: Path, run: Run) -> list[str]:
     """The labelled ids of another split of the run's dataset."""
     known = run.cases()
     ids = load_split(path, list(known.values())).labelled
-    _require_unseen([known[id_] for id_ in ids], run, f"{path} labels")
+    _require_unseen([known[id_] for id_ in ids], run, f"{path} labels", "name another split")
     return ids
 
 
-def _require_unseen(cases: Sequence[Case], run: Run, who: str) -> None:
+def _require_unseen(cases: Sequence[Case], run: Run, who: str, instead: str) -> None:
     """None of `cases` may be one that the run validates or tests, under its own id or another."""
-    held_out, ids = {*run.split.val, *run.split.test}, {case.id for case in cases}
-    images = [case for id_, case in run.cases_at_hand().items() if id_ in held_out - ids]
-    alike = [id_ for same in byte_identical([*images, *cases]) if held_out & set(same) for id_ in same]
-    if seen := ids & {*held_out, *alike}:
+    held_out = {*run.split.val, *run.split.test}
+    if seen := run.shown_by(cases, held_out) | ({case.id for case in cases} & held_out):
         raise CersError(
             f"{who} '{min(seen)}' ({len(seen)} such cases), which {run.folder} validates or tests; references must "
-            "not show them; name those that may be known with --split"
+            f"not show them: {instead}"
         )
 
 

@@ -60,8 +60,9 @@ class Study(Section):
     @field_validator("rows")
     @classmethod
     def _named_once(cls, rows: tuple[StudyRow, ...]) -> tuple[StudyRow, ...]:
-        if len({row.name for row in rows}) < len(rows):
-            raise ValueError("two rows have the same name")
+        names = [row.name for row in rows]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two rows have the name '{twice[0]}'")
         return rows
 
     def restricted(

@@ -10,14 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from cers.config import DataConfig, RunConfig
+from cers.config import FREE, DataConfig, RunConfig
 from cers.data.splits import Split, load_split, make_split, save_split
 from cers.engine.trainer import Streams, total_steps
 from cers.errors import CersError
 from cers.evaluation import evaluation_folder
 from cers.material import load_dataset
 from cers.methods.registry import method_settings
-from cers.run import FREE
 from cers.study.definition import Share, Study, share_name
 
 # Where the data lie and how they are read; what a run sees of them is in the hash of its split.
@@ -95,8 +94,10 @@ def make_plan(study: Study, out: Path, overrides: Sequence[str] = ()) -> Plan:
         CersError: a bad setting, row by row; no dataset; no budget; folds that test the same cases; or rows that read
             the dataset differently and share a split.
     """
+    if out.is_file():
+        raise CersError(f"{out} is a file; name another folder with --out")
     cells: dict[tuple[Share, str], list[str]] = {}
-    runs: dict[str, PlannedRun] = {}
+    planned: list[PlannedRun] = []
     splits: dict[tuple[Path | None, Share], Split] = {}
     readings: dict[Path | None, tuple[str, DataConfig]] = {}
     # The first seed of everything comes first: a table that is cut short is then complete in its rows.
@@ -108,9 +109,12 @@ def make_plan(study: Study, out: Path, overrides: Sequence[str] = ()) -> Plan:
         if (config.data.split, share) not in splits:
             splits[config.data.split, share] = _split(config, out).with_labelled(share)
         run = _planned(row.name, share, seed, fold, config, splits[config.data.split, share], out)
-        runs.setdefault(run.key, run)
+        planned.append(run)
         cells.setdefault((share, row.name), []).append(run.key)
-    _require_disjoint([run for run in runs.values() if run.fold is not None])
+    _require_disjoint([run for run in planned if run.fold is not None])
+    runs: dict[str, PlannedRun] = {}
+    for run in planned:
+        runs.setdefault(run.key, run)
     ordered = {(s, r.name): tuple(cells[s, r.name]) for s in study.labelled for r in study.rows if (s, r.name) in cells}
     return Plan(study, out, tuple(runs.values()), ordered)
 
