@@ -77,6 +77,13 @@ def test_values_mean_what_they_look_like(override: str, section: str, key: str, 
     assert type(found) is type(value)
 
 
+@pytest.mark.parametrize("preset", ["cpu", "screen", "demo"])
+@pytest.mark.parametrize("ablation", ["report=false", "retrieval=none", "output=retrieval", "reference_sizes=false"])
+def test_an_ablation_is_one_setting_under_any_preset(preset: str, ablation: str) -> None:
+    config = load_config(preset, [f"method.settings.{ablation}"])
+    method_settings(config.method.name, config.method.settings)
+
+
 def test_a_budget_in_epochs_takes_the_place_of_the_presets_in_steps() -> None:
     for preset, override in (("cpu", "train.epochs=3"), ("paper", "train.steps=3")):
         train = load_config(preset, [override]).train

@@ -467,7 +467,6 @@ def test_alignment_alone_reads_rationales():
         ({"cutmix": 0.0}, "cutmix: does nothing unless method.settings.strong_views=true"),
         ({"lesson_dice": 1.0}, "lesson_dice: does nothing unless method.settings.strong_views=true"),
         ({"pointing": 1.0}, "does nothing unless method.settings.reference_masks=true"),
-        ({"report": False, "report_norm": False}, "report_norm: does nothing unless method.settings.report=true"),
     ],
 )
 def test_a_mistaken_setting_is_one_line(settings, message):

@@ -41,7 +41,6 @@ LARGEST_GRID = 7
 
 # Settings that only one state of a switch reads.
 _HEEDED = {
-    "report_norm": ("report", True),
     "pointing": ("reference_masks", True),
     "confidence": ("strong_views", True),
     "cutmix": ("strong_views", True),
