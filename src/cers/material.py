@@ -1,8 +1,10 @@
 """What a run works on: its cases, as far as it may see them, their texts and their batches."""
 
+import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from shlex import quote
 
 from cers.config import RunConfig
 from cers.cot.rationale import MalformedRationale, parse_rationale, render
@@ -90,10 +92,16 @@ def make_batches(
     *,
     mirrors: bool = False,
 ) -> BatchMaker:
-    """Decoded images and embedded texts of `cases`, with `mirrors` those of mirrored views as well."""
+    """Decoded images and embedded texts of `cases`, with `mirrors` those of mirrored views as well.
+
+    Raises:
+        CersError: a file cannot be read, or the masks of `labelled` have all come out empty, or all full.
+    """
     cache = ImageCache.build(
         cases, config.data.image_size, config.data.cache / "images", config.data.mask, progress=on_decode
     )
+    used = set(labelled)
+    _refuse_masks_all_alike(config, cache, [c for c in cases if c.id in used and c.mask and not c.negative])
     table = TextTable(
         cases,
         report=texts.report,
@@ -105,6 +113,20 @@ def make_batches(
         mirrors=mirrors,
     )
     return BatchMaker(cache, {case.id: case for case in cases}, table)
+
+
+def _refuse_masks_all_alike(config: RunConfig, cache: ImageCache, outlined: Sequence[Case]) -> None:
+    """From such masks nothing is learned, and against others like them a Dice of 1 is no merit."""
+    masks = [mask for case in outlined if (mask := cache.mask(case.id)) is not None]
+    if not masks or (any(mask.any() for mask in masks) and not all(mask.all() for mask in masks)):
+        return
+    found = "have no lesion" if not masks[0].any() else "are lesion all over"
+    reading = config.data.mask.model_dump(mode="json")
+    raise CersError(
+        f"all {len(masks)} labelled masks {found} as read with "
+        f"{' and '.join(f'data.mask.{name}={json.dumps(value)}' for name, value in reading.items())}; "
+        f"run `cers data check {quote(str(config.data.path))}` to see what values they hold"
+    )
 
 
 def fit_texts(config: RunConfig, cases: Sequence[Case], split: Split) -> TextEncoders:

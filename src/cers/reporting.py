@@ -40,10 +40,12 @@ def report(
 
     Raises:
         CersError: the run is not there or not evaluated yet, a chosen case was not scored, its data are not there, or
-            they lack cases of `pool`.
+            they lack cases of `pool`; `out` is not named like a page.
     """
     folder = Path(folder)
     pool, out = (None if path is None else Path(path) for path in (pool, out))
+    if out is not None:
+        _require_page(out)
     run = load_run(folder, overrides)
     scores = evaluation_folder(folder, pool=pool)
     summary = _summary(scores, f"cers eval {folder}" + ("" if pool is None else f" --pool {pool}"))
@@ -61,6 +63,13 @@ def report(
     path = out or folder / ("report.html" if pool is None else f"report-{pool.name}.html")
     write_atomic(path, render_report(data))
     return path
+
+
+def _require_page(path: Path) -> None:
+    """An earlier report is replaced, but nothing that is none."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        page = path / "report.html" if path.is_dir() else path.with_name(f"{path.stem}.html")
+        raise CersError(f"a report is an HTML page, which {path} does not name; did you mean --out {page}?")
 
 
 def _picked(rows: Sequence[CaseRow], chosen: Sequence[str], n_each: int) -> list[tuple[str, str]]:

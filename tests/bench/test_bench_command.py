@@ -68,6 +68,23 @@ def test_all_parts_are_measured_and_the_step_rung_by_rung(monkeypatch, tmp_path)
     assert sum(row["share"] for row in figures["decoders"]["decoders"]) < 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("decoders --encoder nope", "`cers bench decoders` does not use --encoder, only --pool, --repeats, --threads"),
+        ("decoders --size 64", "does not use --size"),
+        ("input --pool 9", "`cers bench input` does not use --pool, only --repeats, --size, --threads"),
+        ("decoders --quick --encoder nope", "`cers bench decoders --quick` does not use --encoder, only --threads"),
+        ("--quick --repeats 2", "`cers bench all --quick` does not use --repeats"),
+    ],
+)
+def test_an_option_that_changes_nothing_is_refused(arguments, said, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cers(monkeypatch, "bench", *arguments.split())
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_memory_per_case_counts_every_table():
     from cers.bench.scene import Workload
     from cers.bench.search import bench_memory

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,12 @@ import pytest
 import tifffile
 import torch
 
+from cers.config import load_config
 from cers.data.layouts import load_cases
 from cers.engine.checkpoint import load_checkpoint
+from cers.errors import CersError
+from cers.material import make_batches
+from cers.text.encoders import TextEncoders
 from cers_command import Command, one_line, refused, succeeds
 from manifest_files import edit_manifest
 
@@ -112,6 +117,38 @@ def test_a_mask_in_doubt(copy: Path, victim: str, attempt: Callable[..., str]) -
     assert "set e.g. data.mask.foreground=" in attempt()
 
 
+@pytest.mark.parametrize("reading", ["threshold=300", "foreground=[7]", "foreground=[0, 255]"])
+def test_labelled_masks_that_teach_nothing(reading: str, copy: Path, attempt: Callable[..., str]) -> None:
+    line = attempt(f"data.mask.{reading}")
+    what = "are lesion all over" if "255" in reading else "have no lesion"
+    assert f"labelled masks {what} as read with" in line
+    assert f"data.mask.{reading}" in line
+    assert f"cers data check {copy}" in line
+
+
+def test_one_labelled_mask_with_a_lesion_is_enough_to_train_on(
+    settings: list[str], copy: Path, victim: str, split_file: Path, attempt: Callable[..., str], tmp_path: Path
+) -> None:
+    for id_ in json.loads(split_file.read_text(encoding="utf-8"))["labelled"]:
+        path = copy / "masks" / f"{id_}.png"
+        if id_ != victim:
+            cv2.imwrite(str(path), np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
+    here = [f"data.path={copy}", f"data.cache={tmp_path / 'cache'}", "train.steps=1", "method.name=supervised"]
+    succeeds("train", "--out", tmp_path / "run", *settings, *here)
+    path = copy / "masks" / f"{victim}.png"
+    cv2.imwrite(str(path), np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
+    assert "labelled masks have no lesion as read with data.mask.threshold=null" in attempt()
+
+
+def test_images_known_to_have_no_lesion_have_no_mask_to_misread(settings: list[str], scans: Path) -> None:
+    config = load_config("cpu", [*settings, "data.mask.threshold=300"])
+    healthy, outlined = load_cases(scans)[:2]
+    healthy = replace(healthy, mask=None, negative=True)
+    make_batches(config, [healthy], TextEncoders(None, None), {healthy.id})
+    with pytest.raises(CersError, match="all 1 labelled masks have no lesion"):
+        make_batches(config, [healthy, outlined], TextEncoders(None, None), {healthy.id, outlined.id})
+
+
 def test_a_table_from_windows_is_read_like_any_other(scans: Path, copy: Path) -> None:
     manifest = copy / "manifest.csv"
     text = manifest.read_text(encoding="utf-8")
@@ -131,6 +168,25 @@ def test_a_duplicate_row(copy: Path, attempt: Callable[..., str]) -> None:
 def test_a_broken_table(content: bytes, copy: Path, attempt: Callable[..., str]) -> None:
     (copy / "manifest.csv").write_bytes(content)
     assert str(copy) in attempt("data.layout=manifest")
+
+
+def test_a_cache_that_is_a_file(copy: Path, attempt: Callable[..., str]) -> None:
+    line = attempt(f"data.cache={copy / 'manifest.csv'}")
+    assert f"cannot write {copy / 'manifest.csv'}" in line
+    assert "set data.cache elsewhere" in line
+
+
+def test_images_larger_than_any_memory(attempt: Callable[..., str]) -> None:
+    assert "data.image_size: Input should be less than or equal to 4096" in attempt("data.image_size=1000000")
+
+
+@pytest.mark.parametrize("threshold", [-1, 0, 65_536])
+def test_a_threshold_that_no_mask_can_have(threshold: int, copy: Path, attempt: Callable[..., str]) -> None:
+    assert f"data.mask.threshold {threshold} leaves all pixels on one side" in attempt(
+        f"data.mask.threshold={threshold}"
+    )
+    line = refused("data", "check", copy, "--mask-threshold", str(threshold))
+    assert "choose from 1 to 255" in line
 
 
 def test_an_unknown_setting(attempt: Callable[..., str]) -> None:

@@ -44,6 +44,9 @@ def test_malformed_rows_are_all_listed_and_fail(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "b unlabelled malformed: a refusal" in result.stdout
     assert all(f"c{n} unlabelled malformed: missing boundary" in result.stdout for n in range(30))
+    assert "Wording" in result.stdout
+    result = audit(write(tmp_path / "cot.csv", rows[1:]))
+    assert result.stdout.startswith("Flaws ")  # of texts that all are malformed there is no wording to show
     result = audit(write(tmp_path / "cot.csv", [("a", GOOD)]))
     assert result.exit_code == 0
     assert "no flaw found" in result.stdout

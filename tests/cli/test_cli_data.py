@@ -43,6 +43,20 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "manifest.csv"
 
 
+def test_the_next_command_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    folder = tmp_path / "pü space"
+    done = cers_data("phantom", folder, "--cases", "2", "--size", "64")
+    assert done.stdout.strip().endswith(f"next: cers data check '{folder / 'manifest.csv'}'")
+
+
+def test_phantoms_take_the_place_of_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine", encoding="utf-8")
+    assert f"{file} is a file; name a folder" in cers_data("phantom", file).stderr
+    assert f"{tmp_path} is not empty" in cers_data("phantom", tmp_path).stderr
+    assert file.read_text(encoding="utf-8") == "mine"
+
+
 def test_check_says_a_sound_dataset_is_ready(phantoms: Path) -> None:
     done = cers_data("check", phantoms)
     assert done.returncode == 0, done.stderr
@@ -93,6 +107,19 @@ def test_a_split_is_written_shown_and_holds(phantoms: Path, tmp_path: Path) -> N
     assert changed.returncode == 0, changed.stderr
     assert json.loads(changed.stdout)["parts"]["labelled"]["images"] == 5
     assert load_split(out).strategy == "paper"
+
+
+def test_a_split_replaces_nothing_but_a_split(phantoms: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "split-3.json"
+    mine.write_text('{"labelled": []}', encoding="utf-8")
+    folds = ["--out", tmp_path / "split.json", "--folds"]
+    for kind in (["--out", mine], [*folds, "3"], [*folds, "2"]):  # the last would remove it as a surplus fold
+        for more in ([], ["--overwrite"]):
+            done = cers_data("split", phantoms, *kind, *more)
+            assert done.returncode == 2
+            assert f"{mine} exists and is no split file; delete it, or write elsewhere with --out" in done.stderr
+    assert list(tmp_path.iterdir()) == [mine]
+    assert mine.read_text(encoding="utf-8") == '{"labelled": []}'
 
 
 def test_a_class_can_go_without_masks(phantoms: Path, tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def test_two_tables_go_into_a_store_and_out_as_training_reads_them(scans: Path, 
     assert all("informed" in (cases[i].mask_rationale or "") for i in ids[:3])
     once = out.read_bytes()
     run("import", out, "--store", tmp_path / "again.sqlite", "--model", "gpt-5")
-    run("export", tmp_path / "again.sqlite", "--out", out)
+    assert f"{out} exists; add --overwrite" in str(run("export", tmp_path / "again.sqlite", "--out", out).exception)
+    result = run("export", tmp_path / "again.sqlite", "--out", out, "--overwrite")
+    assert result.exit_code == 0, result.output
     assert out.read_bytes() == once
 
 
@@ -66,7 +68,20 @@ def test_a_bad_answer_in_the_store_is_no_text_in_the_table(tmp_path: Path) -> No
     assert "b unlabelled: invalid" in result.stdout
     assert "old signal" in out.read_text(encoding="utf-8")
     assert "RateLimit" not in out.read_text(encoding="utf-8")
-    assert "by model 'two'" in str(run("export", tmp_path / "s.db", "--model", "two", "--out", out).exception)
+    assert "by model 'two'" in str(run("export", tmp_path / "s.db", "--model", "two").exception)
+
+
+@pytest.mark.parametrize("content", [b"image,mask,cot\na,b,c\n", b"", b"\xff\xfe"])
+def test_an_export_replaces_nothing_but_an_export(content: bytes, tmp_path: Path) -> None:
+    with AnnotationStore(tmp_path / "s.db") as store:
+        store.import_rows([("a", "unlabelled", GOOD.format("old"))], "one")
+    mine = tmp_path / "mine.csv"
+    mine.write_bytes(content)
+    for more in ([], ["--overwrite"]):
+        error = run("export", tmp_path / "s.db", "--out", mine, *more).exception
+        assert isinstance(error, CersError)
+        assert f"{mine} exists and is no CSV image,role,cot" in str(error)
+    assert mine.read_bytes() == content
 
 
 def test_mistakes_leave_nothing_behind(tmp_path: Path) -> None:

@@ -200,6 +200,12 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").iterdir())
 
 
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("mine", encoding="utf-8")
+    with pytest.raises(CersError, match=r"cannot write .*cache.*: Not a directory; .*data\.cache"):
+        ImageCache.build(make_cases(tmp_path), 32, tmp_path / "cache" / "images", READING)
+
+
 def test_travels_to_another_process_without_its_pixels(tmp_path: Path) -> None:
     cache = ImageCache.build(make_cases(tmp_path), 64, tmp_path / "cache", READING)
     sent = pickle.dumps(cache)

@@ -294,6 +294,7 @@ def test_empty_masks_say_no_lesion(tmp_path: Path, mode: str) -> None:
         (np.array([[1, 2], [1, 2]], np.uint8), "data.mask.foreground="),
         (np.arange(256, dtype=np.uint8).reshape(16, 16), "data.mask.threshold=128"),
         (np.arange(1000, dtype=np.uint16).reshape(20, 50), "data.mask.threshold=500"),
+        (np.arange(1000, dtype=np.uint32).reshape(20, 50) * 1000, "data.mask.threshold=65535"),
         (np.array([[0, 0.5], [0.25, 1]], np.float32), "save the mask as 0 and 255"),
     ],
 )
@@ -362,7 +363,7 @@ def test_mask_values_are_sorted_and_distinct(tmp_path: Path) -> None:
 
 
 @settings(max_examples=40)
-@given(labels=hnp.arrays(np.uint8, (5, 6), elements=st.integers(0, 4)), threshold=st.integers(0, 5))
+@given(labels=hnp.arrays(np.uint8, (5, 6), elements=st.integers(0, 4)), threshold=st.integers(1, 5))
 def test_settings_mean_what_they_say(
     tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray, threshold: int
 ) -> None:

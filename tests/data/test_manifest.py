@@ -52,6 +52,25 @@ def test_flaws_of_manifests(plain: Path) -> None:
         scan(table(plain / "none.csv", ("img",), ("a",)))
 
 
+def test_a_row_of_too_few_cells_is_told(plain: Path) -> None:
+    path = plain / "data.csv"
+    for end in ("", "\n\n \n,\n"):  # such lines are no rows
+        path.write_text("image,mask,group,\nimages/a.jpg\nimages/b.jpg,masks/b.png,p1" + end, encoding="utf-8")
+        (short,) = [p for p in scan(path).problems if p.kind == "short-rows"]
+        assert (short.level, short.where) == ("warning", f"{path}:2")
+        assert "fewer cells than columns" in short.message
+
+
+def test_a_column_named_twice_is_not_read_in_silence(plain: Path) -> None:
+    path = plain / "data.csv"
+    path.write_text("image,mask,Mask,note,note\nimages/a.jpg,masks/a.png,,x,y\n", encoding="utf-8")
+    (twice,) = [p for p in scan(path).problems if p.level == "error"]
+    assert (twice.kind, twice.where) == ("repeated-column", str(path))
+    assert "2 columns are named 'mask'" in twice.message
+    pd.DataFrame({"image": ["images/a.jpg"], "Image": ["images/b.jpg"]}).to_parquet(plain / "data.parquet")
+    assert kinds(scan(plain / "data.parquet")) == ["repeated-column"]
+
+
 def test_rationales_replace_those_of_a_manifest(plain: Path) -> None:
     path = table(plain / "data.csv", ("image", "cot", "mask_cot"), ("images/a.jpg", "old", "old"))
     own = table(plain / "own.csv", ("image", "cot"), ("a", "new"))

@@ -73,6 +73,7 @@ def test_delimiters_and_line_ends(plain: Path, delimiter: str, end: str) -> None
         (b"image,cot,role\na,x,teacher\n", "unknown-role", "error"),
         (b"image,text\nA1,x\nB1,y\n", "unmatched-text", "warning"),
         (b"image,text\na\n", "empty-text", "warning"),
+        (b"image,text,text\na,x,x\n", "repeated-column", "error"),
     ],
 )
 def test_flaws_of_tables(plain: Path, content: bytes, kind: str, level: str) -> None:

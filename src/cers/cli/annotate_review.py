@@ -123,12 +123,13 @@ def export(
     store: Annotated[Path, typer.Argument(help="Annotation store.")],
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("rationales.csv"),
     model: Annotated[str | None, typer.Option(help="Only what this model wrote.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the CSV.")] = False,
 ) -> None:
     """Write the good rationales of a store into a CSV that training reads: data.rationales=FILE."""
     from cers.cli.console import say
     from cers.cot.exchange import export_texts
 
-    _tell(export_texts(store, out, model), "written")
+    _tell(export_texts(store, out, model, overwrite=overwrite), "written")
     say(f"train on them with data.rationales={out}")
 
 
@@ -183,8 +184,9 @@ def _show(found: "Audit") -> None:
     if found.flaws:
         tables["Flaws"] = flaw_rows(found)
     for title, (head, *rows) in tables.items():
-        say_table(head, rows, title=title)
-        say("")
+        if rows:  # no text is well-formed, so there is no wording
+            say_table(head, rows, title=title)
+            say("")
     if not found.flaws:
         say("no flaw found")
     lines = [f"{flaw.image} {flaw.role} {flaw}" for flaw in sorted(found.flaws, key=lambda f: f.kind != "malformed")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cers.cli.console import Cell, note, progress, say, say_table
+from cers.errors import CersError
 
 if TYPE_CHECKING:
     from cers.bench.measure import Advance
@@ -43,6 +44,7 @@ Part = Callable[[Plan, "Advance"], dict[str, Any]]
 
 
 def bench(
+    context: typer.Context,
     what: Annotated[What, typer.Argument(help="Which part to measure.")] = What.ALL,
     json: Annotated[Path | None, typer.Option(help="Also write the figures to this file.")] = None,
     encoder: Annotated[str, typer.Option(help="timm name of the encoder.")] = "convnext_tiny",
@@ -60,6 +62,7 @@ def bench(
     from cers.bench import measure
     from cers.files import write_atomic
 
+    _refuse_unused(context, what, quick)
     plan = _plan(encoder, size, pool, repeats, quick)
     wanted = [name for name in PARTS if what in (What.ALL, name)]
     with measure.threads(threads):
@@ -73,6 +76,19 @@ def bench(
     note("CPU seconds count; wall seconds also hold the waiting for other programs on the machine")
     if json is not None:
         say(f"written: {json}")
+
+
+def _refuse_unused(context: typer.Context, what: What, quick: bool) -> None:
+    """An option that changes nothing was given in the belief that it does."""
+    used = set() if quick else {option for name in PARTS if what in (What.ALL, name) for option in USED[name]}
+    for option in ("encoder", "size", "pool", "repeats"):
+        source = context.get_parameter_source(option)
+        if option not in used and source is not None and source.name == "COMMANDLINE":
+            command = f"cers bench {what}{' --quick' if quick else ''}"
+            takes = ", ".join(f"--{name}" for name in (*sorted(used), "threads"))
+            raise CersError(
+                f"`{command}` does not use --{option}, only {takes}; leave it out, or see `cers bench --help`"
+            )
 
 
 def _plan(encoder: str, size: int, pool: int, repeats: int, quick: bool) -> Plan:
@@ -128,6 +144,14 @@ PARTS: dict[str, tuple[Part, Callable[[Plan], int]]] = {
     "retrieval": (_retrieval, lambda plan: 1 + len(plan.pools)),
     "input": (_input, lambda _: 3),
     "decoders": (_decoders, lambda _: 3),
+}
+
+
+USED = {
+    "step": ("encoder", "size", "pool", "repeats"),
+    "retrieval": ("encoder", "size", "pool", "repeats"),
+    "input": ("size", "repeats"),
+    "decoders": ("pool", "repeats"),  # their images are small and few, to be done in seconds
 }
 
 

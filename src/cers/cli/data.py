@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -96,13 +97,16 @@ def split(
     from cers.data.duplicates import near_duplicates
     from cers.data.folds import fold_files, make_folds, surplus_files
     from cers.data.layouts import load_cases
-    from cers.data.splits import make_split, save_split
+    from cers.data.splits import is_split_file, make_split, save_split
 
     share = _share(labelled)
     if folds is not None and (strategy != "grouped" or test is not None):
         raise CersError("--folds deals all groups out to be tested in turn; leave out --test and --strategy")
     files, surplus = ([out], []) if folds is None else (fold_files(out, folds), surplus_files(out, folds))
-    if (there := [file for file in [*files, *surplus] if file.exists()]) and not overwrite:
+    there = [file for file in [*files, *surplus] if file.exists()]
+    if other := [file for file in there if not is_split_file(file)]:
+        raise CersError(f"{other[0]} exists and is no split file; delete it, or write elsewhere with --out")
+    if there and not overwrite:
         raise CersError(f"{there[0]} exists; add --overwrite to replace it, or write elsewhere with --out")
     cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern)
     clusters: list[list[str]] = []
@@ -140,7 +144,7 @@ def phantom(
 
     with counted("drawing phantoms") as heard:
         write_phantoms(out, n=cases, size=size, seed=seed, progress=heard)
-    say(f"{cases} phantoms in {out}; next: cers data check {out / 'manifest.csv'}")
+    say(f"{cases} phantoms in {out}; next: cers data check {quote(str(out / 'manifest.csv'))}")
 
 
 def _share(text: str) -> float | int:

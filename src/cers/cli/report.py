@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cers.cli.console import say
+from cers.cli.console import note, say
 
 
 def report(
@@ -22,5 +22,8 @@ def report(
 ) -> None:
     """Write a run's report as one HTML file that opens anywhere."""
     from cers import reporting
+    from cers.run import unfinished
 
+    if stopped := unfinished(run):
+        note(f"{stopped}. The report is of its best weights so far.")
     say(f"written: {reporting.report(run, overrides or (), pool=pool, chosen=case or (), n_each=cases, out=out)}")

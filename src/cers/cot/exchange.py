@@ -10,6 +10,7 @@ from cers.cot.rationale import MalformedRationale, parse_rationale, render
 from cers.cot.records import Role
 from cers.cot.store import AnnotationStore
 from cers.cot.texts import read_texts, repeats
+from cers.data.tables import read_table
 from cers.errors import CersError
 from cers.files import write_atomic
 
@@ -25,14 +26,17 @@ class Exchange:
     problems: list[str]
 
 
-def export_texts(store: Path, out: Path, model: str | None = None) -> Exchange:
+def export_texts(store: Path, out: Path, model: str | None = None, *, overwrite: bool = False) -> Exchange:
     """Write the newest good answer for each image and role of `store` into a CSV `image,role,cot`.
 
     Training reads it by `data.rationales`: rows of role `labelled` are mask-informed and used for labelled cases only.
 
     Raises:
-        CersError: no such store, nothing good in it, or `out` cannot be written.
+        CersError: no such store, nothing good in it, or `out` cannot be written, is there without `overwrite`, or is
+            no such CSV.
     """
+    if out.exists():
+        _require_replaceable(out, overwrite)
     with AnnotationStore(store, create=False) as opened:
         good = opened.newest(model=model)
         rest = {(row.image, row.role): row for row in opened.rows(model=model) if (row.image, row.role) not in good}
@@ -48,6 +52,17 @@ def export_texts(store: Path, out: Path, model: str | None = None) -> Exchange:
         for (image, role), row in sorted(rest.items())
     ]
     return _exchange([role for _, role, _ in rows], problems)
+
+
+def _require_replaceable(out: Path, overwrite: bool) -> None:
+    try:
+        ours = read_table(out).columns == COLUMNS
+    except CersError:
+        ours = False
+    if not ours:
+        raise CersError(f"{out} exists and is no CSV {','.join(COLUMNS)}; delete it, or write elsewhere with --out")
+    if not overwrite:
+        raise CersError(f"{out} exists; add --overwrite to replace it, or write elsewhere with --out")
 
 
 def import_texts(paths: Sequence[Path], store: Path, *, model: str, role: Role | None = None) -> Exchange:

@@ -165,7 +165,8 @@ def _write_array(
     except OSError as error:
         raise CersError(f"cannot write {path}: {error.strerror}; free space or set data.cache elsewhere") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong above is the error to tell
+            temporary.unlink()
     return sizes
 
 

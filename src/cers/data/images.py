@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
 
-from cers.config import MaskReading
+from cers.config import DEEPEST_GREY, MaskReading
 from cers.errors import CersError
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
@@ -238,5 +238,5 @@ def _doubt(values: NDArray[Any]) -> str:
         return f"mask values {{{shown}}} are fractions; save the mask as 0 and 255"
     if len(values) <= 8:
         return f"mask values {{{shown}}} leave open what is lesion; set e.g. data.mask.foreground={lesion}"
-    half = 128 if values[-1] <= 255 else (int(values[-1]) + 1) // 2
+    half = 128 if values[-1] <= 255 else min((int(values[-1]) + 1) // 2, DEEPEST_GREY)
     return f"mask has {len(values)} values {{{shown}}}; set e.g. data.mask.threshold={half}"

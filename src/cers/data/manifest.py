@@ -6,7 +6,7 @@ from pathlib import Path
 from cers.data.case import Case
 from cers.data.names import key
 from cers.data.problems import Problem
-from cers.data.tables import read_table
+from cers.data.tables import read_table, repeated_columns
 from cers.errors import CersError, nearest
 
 _SUFFIXES = (".csv", ".parquet")
@@ -40,6 +40,7 @@ def read_manifest(path: Path, problems: list[Problem]) -> list[Case]:
     columns, rows = _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path, problems)
     if "image" not in columns:
         raise CersError(f"{path} has no column 'image'; found {','.join(columns)}")
+    problems += repeated_columns(columns, _COLUMNS, str(path))
     for column in columns:
         if column not in _COLUMNS:
             message = f"column '{column}' is not read; {nearest(column, _COLUMNS)}"
@@ -52,6 +53,9 @@ def _csv_rows(path: Path, problems: list[Problem]) -> tuple[list[str], list[tupl
     for line in table.ragged:
         message = "more cells than columns; put texts that hold a comma in double quotes"
         problems.append(Problem("error", "ragged-rows", f"{path}:{line}", message))
+    for line in table.short:
+        message = "fewer cells than columns; those at the end count as empty, as where Excel has left them out"
+        problems.append(Problem("warning", "short-rows", f"{path}:{line}", message))
     return list(table.columns), table.rows
 
 

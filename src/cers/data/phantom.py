@@ -219,7 +219,9 @@ def write_phantoms(
     """
     if n < 1 or seed < 0 or not 64 <= size <= 1024:
         raise CersError(f"phantoms need n >= 1, seed >= 0 and a size from 64 to 1024, not n={n}, seed={seed}, {size=}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise CersError(f"{folder} is a file; name a folder")
+    if folder.exists() and any(folder.iterdir()):
         raise CersError(f"{folder} is not empty; choose another folder or delete it")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:

@@ -190,6 +190,14 @@ def read_split(path: Path) -> Split:
     return split
 
 
+def is_split_file(path: Path) -> bool:
+    """Whether the file has the form of a split; what it says may have been changed since it was written."""
+    try:
+        return _has_form(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
 def check_split(split: Split, cases: Sequence[Case]) -> list[str]:
     """All that is wrong between a split and a dataset, a line each: overlaps, strangers, straddling groups, leftovers.
 
@@ -287,9 +295,13 @@ def assemble(
     )
 
 
+def _has_form(values: Any) -> bool:
+    return isinstance(values, dict) and set(values) == {*Split.__dataclass_fields__, "hash"}
+
+
 def _parse(values: Any, path: Path) -> tuple[Split, str]:
     wanted = Split.__dataclass_fields__
-    if not isinstance(values, dict) or set(values) != {*wanted, "hash"}:
+    if not _has_form(values):
         raise CersError(f"{path} is not a split file; make one with `cers data split`")
     lists = [n for n, f in wanted.items() if f.type == list[str] and not _strings(values[n])]
     if lists or not isinstance(values["groups"], Mapping):

@@ -3,6 +3,7 @@
 import csv
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,16 @@ _SAY_UTF8 = "is not UTF-8; save it again as UTF-8 CSV"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as strings by lower-case column name, each with its line number; `ragged` are lines with too many cells."""
+    """Rows as strings by lower-case column name, each with its line number.
+
+    `ragged` are lines with too many cells, `short` those of a CSV with too few; workbooks leave out empty cells.
+    """
 
     path: Path
     columns: tuple[str, ...]
     rows: list[tuple[int, dict[str, str]]]
     ragged: list[int]
+    short: list[int]
 
 
 @dataclass
@@ -46,14 +51,26 @@ def read_table(path: Path) -> Table:
     Raises:
         CersError: unreadable, not UTF-8 or empty.
     """
-    lines = _excel_lines(path) if path.suffix.lower() == ".xlsx" else _csv_lines(path)
+    workbook = path.suffix.lower() == ".xlsx"
+    lines = _excel_lines(path) if workbook else _csv_lines(path)
     if not lines:
         raise CersError(f"{path} is empty; its first line must name the columns")
     columns = tuple(c.strip().lower() for c in lines[0][1])
     filled = [(n, cells) for n, cells in lines[1:] if any(c.strip() for c in cells)]
     ragged = [n for n, cells in filled if any(c.strip() for c in cells[len(columns) :])]
+    last = max((number for number, column in enumerate(columns, start=1) if column), default=0)
+    short = [] if workbook else [n for n, cells in filled if len(cells) < last]
     rows = [(n, dict(zip(columns, cells, strict=False))) for n, cells in filled]
-    return Table(path, columns, rows, ragged)
+    return Table(path, columns, rows, ragged, short)
+
+
+def repeated_columns(columns: Sequence[str], read: Container[str], where: str) -> list[Problem]:
+    """An error for each column among those `read` that is named more than once: only one of them would count."""
+    return [
+        Problem("error", "repeated-column", where, f"{count} columns are named '{column}'; keep one")
+        for column, count in Counter(columns).items()
+        if count > 1 and column in read
+    ]
 
 
 def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
@@ -146,6 +163,7 @@ def _owner(name: str, ids: Container[str]) -> str:
 
 def _add(texts: Texts, table: Table, ids: Container[str], problems: list[Problem], cot: str | None = None) -> None:
     where = str(table.path)
+    problems += repeated_columns(table.columns, ("image", *_REPORT_COLUMNS, "cot", "role"), where)
     if table.ragged:
         lines = ", ".join(map(str, table.ragged[:5]))
         message = f"more cells than columns in line {lines}; put texts that hold a comma in double quotes"
