@@ -176,7 +176,6 @@ def test_no_unknown_key_passes(section: str, key: str) -> None:
         (b"1: 2", "1: Keys should be strings"),
         (b"by_method: 5", "by_method: expected settings by method"),
         (b"by_method: {cers: 5}", "by_method: expected settings by method"),
-        (b"by_method: {cer: {optim.lr: 5}}", "by_method: no method 'cer'; did you mean 'cers'?"),
         (b"seed: -1", "seed: Input should be greater than or equal to 0 (got -1)"),
         (b"by_method: {cers: {optim.lrr: 5}}", "unknown setting 'optim.lrr'; did you mean 'lr'?"),
         (b"method: 5\nby_method: {cers: {optim.lr: 5}}", "method: Input should be a valid dictionary"),
@@ -189,6 +188,13 @@ def test_mistakes_in_files_are_one_line(content: bytes, said: str, tmp_path: Pat
     line = mistake(source=path)
     assert said in line
     assert str(path) in line
+
+
+def test_a_method_that_is_none_gets_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("by_method: {cer: {optim.lr: 5}}", encoding="utf-8")
+    with pytest.raises(CersError, match=r"mine\.yaml: by_method: no method .cer.; did you mean .cers."):
+        load_config(path, methods=METHODS)
 
 
 def test_an_unknown_preset_gets_the_nearest(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """One run's settings: pydantic models, YAML presets, `a.b=c` overrides."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
@@ -177,20 +177,22 @@ def preset_names() -> list[str]:
     )
 
 
-def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    source: str | Path | None = None, overrides: Sequence[str] = (), *, methods: Iterable[str] | None = None
+) -> RunConfig:
     """The configuration of a preset name or YAML file, with `section.key=value` overrides applied in order.
 
     Another `method.name` takes none of the method settings in the file: they are those of the method named there. What
     a file holds for several methods stands under `by_method`, e.g. `{bcp: {optim.lr: 5.0e-4}}`, and comes before the
-    overrides.
+    overrides; `methods` are the names that it may hold there, where they are given.
 
     Raises:
-        CersError: unknown preset, unreadable file, unknown key or a value of the wrong type.
+        CersError: unknown preset, unreadable file, unknown key or method, or a value of the wrong type.
     """
     values, where = {} if source is None else _read_yaml(source), str(source or "defaults")
     by_method = values.pop("by_method", None) or {}
     _apply_all(values, [o for o in overrides if _names_method(o)])
-    _apply_all(values, [*_own_overrides(values, by_method, where), *overrides])
+    _apply_all(values, [*_own_overrides(values, by_method, where, methods), *overrides])
     return parse_config(values, where)
 
 
@@ -235,17 +237,15 @@ def _names_method(override: str) -> bool:
     return override.startswith("method.name=")
 
 
-def _own_overrides(values: Mapping[str, Any], by_method: Any, where: str) -> list[str]:
+def _own_overrides(values: Mapping[str, Any], by_method: Any, where: str, methods: Iterable[str] | None) -> list[str]:
     """What `by_method` holds for the method of `values`, as overrides."""
     method = values.get("method")
     name = (method if isinstance(method, dict) else {}).get("name", MethodConfig().name)
     own = by_method.get(name, {}) if isinstance(by_method, dict) else None
     if not isinstance(own, dict):
         raise CersError(f"{where}: by_method: expected settings by method, e.g. bcp: {{optim.lr: 5.0e-4}}")
-    from cers.methods.registry import METHODS  # which itself reads settings
-
-    if unknown := by_method.keys() - METHODS.keys():
-        raise CersError(f"{where}: by_method: no method '{min(unknown)}'; {nearest(min(unknown), METHODS)}")
+    if unknown := by_method.keys() - {*(methods or by_method)}:
+        raise CersError(f"{where}: by_method: no method '{min(unknown)}'; {nearest(min(unknown), methods or ())}")
     return [f"{key}={json.dumps(value)}" for key, value in own.items()]
 
 

@@ -27,6 +27,7 @@ def train(
     from cers import run
     from cers.config import load_config
     from cers.errors import CersError
+    from cers.methods.registry import METHODS
 
     if resume is not None and (out is not None or overwrite):
         raise CersError("--resume goes on in its own folder; leave out --out and --overwrite")
@@ -35,7 +36,7 @@ def train(
             run.resume(resume, overrides or (), on_row=on_row, on_decode=None)
         say(f"trained: {resume}; next: cers eval {quote(str(resume))}")
         return
-    config = load_config(preset, overrides or ())
+    config = load_config(preset, overrides or (), methods=METHODS)
     folder = out or Path("runs") / f"{config.method.name}-seed{config.seed}"
     with decoding_progress() as on_decode, training_progress() as on_row:
         run.train(config, folder, overwrite=overwrite, on_note=note, on_row=on_row, on_decode=on_decode)

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from cers.config import RunConfig, Section, load_config, validate_settings
 from cers.errors import CersError, nearest
+from cers.methods.registry import METHODS
 
 Share = float | int
 
@@ -121,7 +122,7 @@ class Study(Section):
         elif unknown := [setting for setting in settings if _FOLD in setting]:
             raise CersError(f"{unknown[0]}: which folds? give --folds 1,2,3,4,5")
         try:
-            return load_config(self.preset, settings)
+            return load_config(self.preset, settings, methods=METHODS)
         except CersError as error:
             raise CersError(f"row '{row.name}': {error}") from None
 
