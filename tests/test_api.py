@@ -14,6 +14,7 @@ import cers.predict.predictor
 import cers.reporting
 import cers.retrieval.pool
 import cers.run
+from cers.data.phantom import write_phantoms
 
 HEAVY = {"torch", "numpy", "pydantic", "monai", "timm", "pandas", "cv2", "cers.run"}
 
@@ -79,8 +80,13 @@ def test_the_readme_example_runs_as_it_stands(
     assert wanted in code
     monkeypatch.chdir(scans.parent)
     names: dict[str, Any] = {}
-    exec(code.replace(wanted, f'"data.split=split.json", *{small!r}]').replace("runs/", f"{tmp_path}/"), names)
+    write_phantoms(tmp_path / "new", n=3, size=64, seed=5)
+    (tmp_path / "new.csv").write_text(f"image\n{tmp_path}/new/images/phantom_00000.png\n", encoding="utf-8")
+    code = code.replace('"new.csv"', f'"{tmp_path}/new.csv"').replace("runs/", f"{tmp_path}/")
+    exec(code.replace(wanted, f'"data.split=split.json", *{small!r}]'), names)
     assert len(names["cases"]) == 24
+    assert names["mask"].shape == names["found"].probability.shape
+    assert names["cases_behind_it"]
     assert 0 <= names["summary"]["branches"]["declared"]["all"]["metrics"]["dice"]["mean"] <= 1
     assert cers.report(str(names["run"]), out=str(tmp_path / "report.html")).is_file()
     assert cers.load_run(str(names["run"])).config == cers.load_run(names["run"]).config
