@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cers.data.case import Case
-from cers.data.duplicates import SAME_SLICE, THRESHOLD, byte_identical, near_duplicates, thumbnail
+from cers.data.duplicates import SAME_SLICE, THRESHOLD, byte_identical, file_hash, near_duplicates, thumbnail
 from cers.errors import CersError
 
 
@@ -79,3 +79,8 @@ def test_byte_identical_reads_files(tmp_path: Path) -> None:
     assert byte_identical(found) == [["a", "c", "d"]]
     with pytest.raises(CersError, match="nowhere"):
         byte_identical([Case(id="x", image=tmp_path / "nowhere.png")])
+
+
+def test_a_file_that_cannot_be_read_is_a_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(CersError, match="cannot be read: Is a directory; run `cers data check`"):
+        file_hash(tmp_path)

@@ -13,7 +13,7 @@ from cers.run import train
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`phantom/`, its `copy/` under other ids, `elsewhere/`, `split.json`, runs `cers`, `other` `plain`."""
+    """`phantom/`, its `copy/` under other ids, `elsewhere/`, `split.json`, runs `cers`, `other`, `plain`."""
     folder = tmp_path_factory.mktemp("home")
     write_phantoms(folder / "phantom", n=40, size=64)
     write_phantoms(folder / "elsewhere", n=20, size=64, seed=1)

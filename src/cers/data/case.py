@@ -84,11 +84,7 @@ class Batch:
     @property
     def mirrored(self) -> list[bool]:
         """Which cases are seen in a mirror: their words then tell of the other side."""
-        if self.geometry is None:
-            return [False] * len(self)
-        a, b, c, d = self.geometry[:, :, :2].flatten(1).unbind(1)
-        turned: list[bool] = (a * d < b * c).tolist()
-        return turned
+        return [False] * len(self) if self.geometry is None else mirrors(self.geometry)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -133,6 +129,12 @@ class SemiBatch:
             return replace(first, masks=None)
         values = {f.name: _concatenate(f.name, getattr(first, f.name), getattr(second, f.name)) for f in fields(Batch)}
         return Batch(**(values | {"masks": None}))
+
+
+def mirrors(geometry: Tensor) -> list[bool]:
+    """Which of the moves (B,2,3) turn an image over."""
+    turned: list[bool] = (torch.linalg.det(geometry[:, :, :2]) < 0).tolist()
+    return turned
 
 
 def _concatenate(name: str, first: Any, second: Any) -> Any:

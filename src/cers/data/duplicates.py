@@ -34,8 +34,15 @@ GIANT = 0.25
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of the bytes of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """SHA-256 of the bytes of a file.
+
+    Raises:
+        CersError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CersError(f"{path} cannot be read: {error.strerror}; run `cers data check`") from None
 
 
 def byte_identical(cases: Sequence[Case]) -> list[list[str]]:
@@ -44,10 +51,7 @@ def byte_identical(cases: Sequence[Case]) -> list[list[str]]:
     Raises:
         CersError: a file cannot be read.
     """
-    try:
-        return same_value({case.id: file_hash(case.image) for case in cases})
-    except OSError as error:
-        raise CersError(f"{error.filename} cannot be read: {error.strerror}; run `cers data check`") from None
+    return same_value({case.id: file_hash(case.image) for case in cases})
 
 
 def same_value(values: dict[str, str]) -> list[list[str]]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cers.data.augment import augment, view_geometry
 from cers.data.cache import ImageCache
-from cers.data.case import Batch, Case, SemiBatch
+from cers.data.case import Batch, Case, SemiBatch, mirrors
 from cers.errors import CersError
 
 Pixels = NDArray[np.uint8]
@@ -61,9 +61,9 @@ class BatchMaker:
             views.append(augment(image, mask, seed=seed, draw=draw, case_id=i, flips=flips, strong_views=strong_views))
             geometry.append(view_geometry(image.shape[0], seed=seed, draw=draw, case_id=i, flips=flips))
         images, masks, strong = zip(*views, strict=True)
-        mirrored = [bool(np.linalg.det(moves[:, :2]) < 0) for moves in geometry]
-        batch = self._batch(ids, images, masks if masked else (), strong, mirrored)
-        return replace(batch, geometry=torch.from_numpy(np.stack(geometry)))
+        moves = torch.from_numpy(np.stack(geometry))
+        batch = self._batch(ids, images, masks if masked else (), strong, mirrors(moves))
+        return replace(batch, geometry=moves)
 
     def _masked(self, ids: Sequence[str], with_masks: bool) -> bool:
         return with_masks and all(self.cases[i].annotated for i in ids)

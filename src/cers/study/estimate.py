@@ -103,16 +103,16 @@ def measure(config: RunConfig) -> Measured:
         began = time.perf_counter()
         trainer.run()
     steps: dict[str, list[float]] = {stage.name: [] for stage in stages}
-    validations, starts, last = [], [], ("start", "", began)
+    validations, starts, before, last = [], [], "", began
     for kind, stage, at in times:
-        spent = at - last[2]
+        spent = at - last
         if kind == "validation":
             validations.append(spent)
-        elif last[1] != stage:
+        elif before != stage:
             starts.append(spent)
         else:
             steps[stage].append(spent)
-        last = (kind, stage, at)
+        before, last = stage, at
     each = {name: median(values) for name, values in steps.items()}
     return Measured(
         steps=each,
