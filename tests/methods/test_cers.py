@@ -279,6 +279,20 @@ def test_a_mirrored_view_is_found_by_its_own_words_at_rest():
     assert torch.equal(method.alignment.mask_free(plain), first)
 
 
+def test_averaged_weights_of_a_validation_are_not_remembered_nor_the_others_used_in_it():
+    method = create_method("cers", {}, replace(make_setup(), cot_upper=Upper))
+    batch = with_states(make_semi().unlabelled)
+    live = method.train().alignment.mask_free(batch)
+    kept = copy.deepcopy(method.alignment.state_dict())
+    with torch.no_grad():
+        for weight in method.alignment.parameters():
+            weight.mul_(0.5)
+    averaged = method.eval().alignment.mask_free(batch)
+    assert not torch.allclose(averaged, live, atol=1e-2)
+    method.alignment.load_state_dict(kept)
+    assert torch.equal(method.train().alignment.mask_free(batch), live)
+
+
 def test_the_semi_stage_trains_the_fusion_and_leaves_the_space_of_the_pool_alone():
     left = untrained(filled(), "semi", 2)
     assert sorted(left) == SPACE
@@ -573,6 +587,17 @@ def test_pointing_is_learned_from_the_labelled_images_alone():
     assert float(step(filled(settings).eval(), other).logs["pointing"]) == pytest.approx(
         float(step(filled(settings).eval(), batch).logs["pointing"]), rel=1e-5
     )
+
+
+def test_lessons_leave_no_weight_without_gradient_in_bf16():
+    def reached(precision: bool) -> set[str]:
+        method = filled({"strong_views": True, "reference_masks": True})
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision):
+            loss = step(method.train(), make_semi(strong_views=1)).loss
+        loss.backward()
+        return {name for name, weight in method.named_parameters() if weight.grad is not None}
+
+    assert reached(True) == reached(False)
 
 
 @pytest.mark.parametrize("dice", [0.0, 0.5])

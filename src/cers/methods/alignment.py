@@ -46,23 +46,24 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def mask_free(self, batch: Batch) -> Tensor | None:
-        """Mask-free rationales (B,`width`). Once their encoder rests, each goes through its upper layers once.
+        """Mask-free rationales (B,`width`). Their encoder rests meanwhile: in training each goes through it once.
 
-        Or twice: a mirrored view has words of its own.
+        Or twice: a mirrored view has words of its own. In evaluation the weights may be averages, which never rest.
         """
         tokens, padding = batch.cot_tokens, batch.cot_padding
         if self.cot_upper is None or self.cot_projection is None or tokens is None or padding is None:
             return self._embedded(batch.cot, None, None)
         training = self.cot_upper.training
         self.cot_upper.eval()
+        rested = self._rested if self.training else {}
         keys = list(zip(batch.ids, batch.mirrored, strict=True))
         for row, key in enumerate(keys):
-            if key not in self._rested:  # alone and unpadded, so that the result does not depend on the batch
+            if key not in rested:  # alone and unpadded, so that the result does not depend on the batch
                 words = max(1, int((~padding[row]).sum()))
                 pooled = self.cot_upper(tokens[row : row + 1, :words], padding[row : row + 1, :words])
-                self._rested[key] = self.cot_projection(pooled)[0]
+                rested[key] = self.cot_projection(pooled)[0]
         self.cot_upper.train(training)
-        return torch.stack([self._rested[key] for key in keys])
+        return torch.stack([rested[key] for key in keys])
 
     def forget(self) -> None:
         """The encoder of rationales has moved: embed them afresh."""

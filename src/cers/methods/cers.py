@@ -303,6 +303,8 @@ class CERS(Method):
             return None
         features = self.encoder(unlabelled.images)
         taught = self._decode(unlabelled, features, self._retrieve(unlabelled, features[-1])).retrieval
+        # torch before 2.10 would go on with its casts of the weights to half precision, which have no gradient here.
+        torch.clear_autocast_cache()
         return Lesson.of(unlabelled.strong, taught.float().sigmoid(), self.settings.confidence, self.settings.cutmix)
 
     def _segmentation_loss(self, decoded: Decoded, masks: Tensor) -> Tensor:

@@ -77,11 +77,11 @@ class LeFeD(Method):
             segmentation = segmentation + weight * dice_ce(side[:n], masks)
         consistency = F.mse_loss(seen.first.float().sigmoid(), seen.second.float().sigmoid())
         logs = {"segmentation": segmentation.detach(), "consistency": consistency.detach()}
-        ratio = self.settings.feedback * relative_difference(seen)
+        ratio = relative_feedback(seen, self.settings.feedback)
         return StepResult(segmentation + self.settings.consistency * consistency, logs | {"feedback": ratio})
 
 
-def relative_difference(seen: Difference) -> Tensor:
-    """Mean over stages of |d2 - d1| / |d1|: how large a feedback of scale 1 would be beside the features."""
-    ratios = [(b - a).detach().float().norm() / a.detach().float().norm().clamp(min=1e-6) for a, b in seen.features]
-    return torch.stack(ratios).mean()
+def relative_feedback(seen: Difference, scale: float) -> Tensor:
+    """Mean over the encoder's maps x of |e| / |x|: how large the feedback e to the next pass is beside them."""
+    pairs = zip(seen.feedback(scale), seen.encoded, strict=True)
+    return torch.stack([e.float().norm() / x.detach().float().norm().clamp(min=1e-6) for e, x in pairs]).mean()

@@ -68,11 +68,14 @@ def _enlarging(coarse: int, fine: int, how: str) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Difference:
-    """Logits of both decoders (B,1,H,W), the first's side logits, finest first, and both decoders' stage features."""
+    """Logits of both decoders (B,1,H,W), the first's side logits and the encoder's maps, finest first, and both
+    decoders' stage features, coarsest first.
+    """
 
     first: Tensor
     second: Tensor
     sides: Sequence[Tensor]
+    encoded: Sequence[Tensor]
     features: Sequence[tuple[Tensor, Tensor]]
 
     def feedback(self, scale: float) -> list[Tensor]:
@@ -100,7 +103,8 @@ class DifferentialUNet(nn.Module):
         second = self.second(features, size, gates)
         maps = reversed(first.maps)
         sides = [upsample(head(m), size) for head, m in zip(self.side_heads, maps, strict=True)]
-        return Difference(first.logits, second.logits, sides, list(zip(first.stages, second.stages, strict=True)))
+        stages = list(zip(first.stages, second.stages, strict=True))
+        return Difference(first.logits, second.logits, sides, features, stages)
 
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
         """Logits of the first decoder, without feedback."""
