@@ -86,7 +86,7 @@ def test_the_readme_example_runs_as_it_stands(
     exec(code.replace(wanted, f'"data.split=split.json", *{small!r}]'), names)
     assert len(names["cases"]) == 24
     assert names["mask"].shape == names["found"].probability.shape
-    assert names["cases_behind_it"]
+    assert names["recalled"]
     assert 0 <= names["summary"]["branches"]["declared"]["all"]["metrics"]["dice"]["mean"] <= 1
     assert cers.report(str(names["run"]), out=str(tmp_path / "report.html")).is_file()
     assert cers.load_run(str(names["run"])).config == cers.load_run(names["run"]).config

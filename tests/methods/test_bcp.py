@@ -51,9 +51,21 @@ def test_the_student_sees_collages_and_the_targets_follow():
     torch.manual_seed(4)
     outside = rectangle((32, 32), 2 / 3)
     torch.manual_seed(4)
-    list(method.steps(batch, Progress("self-training", 0, 10)))
+    with torch.no_grad():
+        method.teacher.network.decoder.head.logit.weight.mul_(10)  # lesions in places
+        method.teacher.network.decoder.head.logit.bias.zero_()
+        (result,) = method.steps(batch, Progress("self-training", 0, 10))
+        logits = method.student(seen[0]).chunk(2)
+        pseudo_labels = (method.teacher(batch.unlabelled.images) > 0).float()
     assert torch.equal(seen[0], torch.cat(bidirectional(batch.labelled.images, batch.unlabelled.images, outside)))
     assert len(seen[0]) == 4
+    masks, inside = batch.labelled.required_masks, 1 - outside
+    targets = (
+        pseudo_labels[:2] * outside + masks[:2] * inside,
+        masks[2:] * outside + pseudo_labels[2:] * inside,
+    )
+    expected = bidirectional_loss(logits, targets, outside, 0.5).loss
+    assert float(result.loss) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_without_weight_unlabelled_pixels_get_no_gradient():

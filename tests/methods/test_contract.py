@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cers.data.case import Batch, SemiBatch
 from cers.ema import Teacher
 from cers.errors import CersError
-from cers.methods.base import Method, Progress
+from cers.methods.base import Method, Progress, StepResult
 from cers.methods.registry import METHODS, create_method, method_settings
 
 
@@ -146,7 +146,7 @@ def test_what_should_learn_learns_and_nothing_else_gets_a_gradient(name):
 
 
 def test_teachers_follow_by_averaging_alone(name):
-    """No gradient, no optimiser, no statistics of their own; after the first step of all they are the student."""
+    """No gradient, no optimiser, no statistics of their own."""
     method = make(name)
     batch = make_semi(strong_views=method.strong_views)
     for result in results(method, batch):
@@ -156,6 +156,27 @@ def test_teachers_follow_by_averaging_alone(name):
         result.loss.backward()
         assert all(same(snapshot(t), b) for t, b in zip(teachers(method), before, strict=True))
         method.zero_grad(set_to_none=True)
+
+
+def test_teachers_are_the_student_after_the_first_step_of_all_and_follow_it_in_every_stage(name):
+    """That of two students lies between them."""
+    method = make(name)
+    assert bool(teachers(method)) == ("teacher" in method.networks)
+    batch = make_semi(strong_views=method.strong_views)
+    stage = method.stages()[0].name
+    begin(method, stage, batch)
+    descend(method, next(method.steps(batch, Progress(stage, 0, 10))))
+    for teacher in teachers(method):
+        students = [module for module in method.children() if type(module) is type(teacher.network)]
+        for mine, *theirs in zip(*(list(snapshot(m).values()) for m in (teacher.network, *students)), strict=True):
+            low, high = torch.stack(theirs).aminmax(dim=0)
+            assert ((low <= mine) & (mine <= high)).all()
+    for stage in method.stages():
+        begin(method, stage.name, batch)
+        before = [snapshot(teacher.network) for teacher in teachers(method)]
+        one_step(method, batch, Progress(stage.name, 9, 10))
+        for teacher, old in zip(teachers(method), before, strict=True):
+            assert any(not torch.equal(p, old[n]) for n, p in teacher.network.named_parameters())
 
 
 def test_four_images_are_learned_by_heart(name):
@@ -221,15 +242,19 @@ def one_step(method: Method, batch: SemiBatch, progress: Progress) -> list[float
     torch.manual_seed(progress.step)
     losses = []
     for result in method.steps(batch, progress):
-        method.zero_grad(set_to_none=True)
-        result.loss.backward()
-        with torch.no_grad():
-            for parameter in method.parameters():
-                if parameter.grad is not None:
-                    parameter -= 1e-3 * parameter.grad
-        method.after_step()
+        descend(method, result)
         losses.append(float(result.loss.detach()))
     return losses
+
+
+def descend(method: Method, result: StepResult) -> None:
+    method.zero_grad(set_to_none=True)
+    result.loss.backward()
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-3 * parameter.grad
+    method.after_step()
 
 
 def test_chance_is_a_function_of_the_step(name):

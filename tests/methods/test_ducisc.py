@@ -76,6 +76,43 @@ def test_thresholds_move_after_the_step_of_the_second_stage_only():
     assert method.thresholds.shape == (4, 2)
 
 
+def like(trained: DuCiSC, **settings) -> DuCiSC:
+    """A copy that may be changed, in eval mode: what it says of an image is the same in any batch."""
+    method = ducisc(**settings)
+    method.load_state_dict(trained.state_dict())
+    return method.eval()
+
+
+@torch.no_grad()
+def test_thresholds_become_the_students_mean_on_what_the_teacher_calls_each_class(trained):
+    method, batch = like(trained, momentum=0.0), make_semi()
+    student, teacher = (
+        [z.sigmoid() for z in net(batch.unlabelled.images).logits] for net in (method.student, method.teacher)
+    )
+    list(method.steps(batch, SEMI))
+    method.after_step()
+    means = [[(1 - p)[q <= 0.5].mean(), p[q > 0.5].mean()] for p, q in zip(student, teacher, strict=True)]
+    assert torch.allclose(method.thresholds, torch.tensor(means).clamp(0.5, 0.95), atol=1e-5)
+
+
+@torch.no_grad()
+def test_mixed_labels_have_the_share_of_their_images_and_count_where_the_teacher_is_certain(trained):
+    method, batch, seen = like(trained), make_semi(), []
+    x, u, y = batch.labelled.images, batch.unlabelled.images, batch.labelled.required_masks
+    method.teacher.network.decoder.head.logit.weight.neg_()  # labels that are not the student's
+    taught = method.teacher(u).logits[-1].sigmoid()
+    method.thresholds.fill_(taught.maximum(1 - taught).median())  # half of the pixels
+    method.student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    (result,) = method.steps(batch, SEMI)
+    mixed = seen[0][8:]
+    share = ((mixed - u).flatten(1).norm(dim=1) / (x - u).flatten(1).norm(dim=1)).reshape(4, 1, 1, 1)
+    assert torch.allclose(mixed, share * x + (1 - share) * u, atol=1e-5)
+    assert ((share > 0.25) & (share < 0.75)).all()
+    soft, certain = share * y + (1 - share) * (taught > 0.5), certain_pixels(taught, method.thresholds[-1])
+    expected = mixed_loss(method.student(mixed).logits[-1], soft, certain)
+    assert float(result.logs["mixed"]) == pytest.approx(float(expected), rel=1e-4)
+
+
 def test_certainty_needs_one_class_above_its_threshold():
     p = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
     assert certain_pixels(p, torch.tensor([0.8, 0.6])).tolist() == [1, 0, 0, 1, 1]

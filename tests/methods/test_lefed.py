@@ -106,6 +106,17 @@ def test_each_batch_takes_its_passes_and_leaves_no_feedback(passes):
     assert [h is None for h in heard] == 2 * ([True] + [False] * (passes - 1))
 
 
+def test_each_pass_hears_the_differences_of_the_one_before():
+    method = lefed(feedback=0.1).train()
+    heard, seen = [], []
+    method.network.encoder.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[1]))
+    method.network.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    list(method.steps(make_semi(), STEP))
+    for feedback, before in zip(heard[1:], seen[:-1], strict=True):
+        differences = [0.1 * (second - first) for first, second in reversed(before.features)]
+        assert all(torch.equal(e, d) for e, d in zip(feedback, differences, strict=True))
+
+
 def test_the_loss_is_its_formula():
     method = lefed().eval()
     batch = make_semi()

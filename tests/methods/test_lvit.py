@@ -8,6 +8,7 @@ from tiny_runs import LABELLED, REPORT, UNLABELLED, begin, make, make_batch, mak
 from torch import Tensor
 
 from cers.data.case import SemiBatch
+from cers.losses import dice_ce
 from cers.methods.base import Progress
 from cers.methods.lvit import LViT, into_view, iterate, language_vision
 from cers.nets.lvit import PLAM, LViTNet
@@ -71,6 +72,20 @@ def test_labels_follow_their_image_into_the_view():
     assert torch.allclose(shifted[..., 2:], labels[..., :6], atol=1e-6)
     assert shifted[..., :2].abs().max() < 1e-6
     assert into_view(labels, FLIP, (5, 9)).shape == (1, 1, 5, 9)
+
+
+def test_a_mirrored_view_teaches_and_is_taught_the_mirrored_pseudo_label():
+    """By a network that judges each pixel alone: it says the same of a pixel in any view, so P stays as it started."""
+    method, batch = lvit({"momentum": 0.5}), make_semi()
+    method.network.forward = lambda images, *_: images[:, :1]
+    begin(method, "semi", batch)
+    before = method.pseudo_labels.clone()
+    view = replace(batch.unlabelled, images=batch.unlabelled.images.flip(3), geometry=FLIP.repeat(4, 1, 1))
+    (result,) = method.steps(SemiBatch(batch.labelled, view), SEMI)
+    logits = view.images[:, :1]
+    assert float(result.logs["pseudo"]) == pytest.approx(float(dice_ce(logits, logits.sigmoid())), rel=1e-3)
+    method.after_step()
+    assert torch.allclose(method.pseudo_labels, before, atol=1e-3)
 
 
 def test_language_and_vision_agree_on_what_is_proportional():

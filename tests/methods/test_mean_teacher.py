@@ -39,20 +39,16 @@ def test_a_teacher_that_is_the_student_and_hears_no_noise_asks_for_nothing():
     assert noisy.logs["consistency"] > 0
 
 
-def test_consistency_comes_from_unlabelled_images_alone():
+def test_consistency_comes_from_unlabelled_images_alone(monkeypatch):
+    monkeypatch.setattr("cers.methods.mean_teacher.dice_ce", lambda *_: torch.zeros(()))
     method = mean_teacher().eval()  # in training, batch statistics join the images
     batch = make_semi()
     for images in (batch.labelled.images, batch.unlabelled.images):
         images.requires_grad_()
-    torch.manual_seed(0)
     (result,) = method.steps(batch, HALFWAY)
     result.loss.backward()
-    supervised = batch.labelled.images.grad.clone()
-    batch.labelled.images.grad = None
-    (alone,) = method.steps(SemiBatch(batch.labelled), HALFWAY)
-    alone.loss.backward()
-    assert torch.allclose(batch.labelled.images.grad, supervised, atol=1e-7)
-    assert batch.unlabelled.images.grad.abs().sum() > 0
+    assert (batch.labelled.images.grad == 0).all()
+    assert (batch.unlabelled.images.grad != 0).any()
 
 
 def test_the_weight_is_silent_then_rises_to_its_largest():

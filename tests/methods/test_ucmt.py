@@ -1,10 +1,14 @@
 """UCMT by its specification (methods.md, 4)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_runs import make, make_semi, noise
+from torch import Tensor
 
-from cers.losses import two_class_dice
+from cers.data.case import Batch, SemiBatch
+from cers.losses import binary_entropy, dice_ce, two_class_dice
 from cers.methods.base import Progress
 from cers.methods.ucmt import GRID, UCMT, _result, move_patches, umix_source
 
@@ -91,11 +95,37 @@ def test_the_weight_reaches_its_largest_after_a_fifth():
         assert float(unlabelled) == pytest.approx(float(weight * extra), abs=1e-5)
 
 
-def test_the_second_step_mixes_the_first_strong_view():
-    method = ucmt(patches=0).train()
-    batch = make_semi(strong_views=2)
-    seen = []
-    method.first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    list(method.steps(batch, Progress("train", 0, 10)))
-    assert torch.equal(seen[0], torch.cat([batch.labelled.images, batch.unlabelled.strong[:, 0]]))
-    assert torch.equal(seen[1], torch.cat([batch.labelled.strong[:, 0], batch.unlabelled.strong[:, 0]]))
+def with_views_apart(batch: Batch) -> Batch:
+    """Both strong views differ in contrast, from each other and from the plain one."""
+    return replace(batch, strong=batch.images[:, None] * torch.tensor([1.5, 0.5]).reshape(2, 1, 1, 1))
+
+
+def formula(first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
+    """Both steps' loss at weight 1: four labelled images come first."""
+    supervised = dice_ce(first[:4], labels[:4]) + dice_ce(second[:4], labels[:4])
+    first, second, labels = first[4:], second[4:], labels[4:]
+    taught = two_class_dice(first, labels) + two_class_dice(second, labels)
+    cross = two_class_dice(first, (second > 0).float()) + two_class_dice(second, (first > 0).float())
+    return supervised + (taught + cross) / 2
+
+
+@torch.no_grad()
+def test_the_second_step_is_the_first_on_the_umix_of_the_first_strong_view():
+    """Against the definition: student i sees A_i, and labels move where its doubt, shared with the teacher's, says."""
+    method = ucmt(consistency=1.0, patches=30).eval()
+    for net, bias in ((method.first, 0.0), (method.second, 0.0), (method.teacher.network, 1.0)):
+        net.decoder.head.logit.weight.mul_(10)  # lesions in places
+        net.decoder.head.logit.bias.fill_(bias)
+    streams = make_semi()
+    batch = SemiBatch(with_views_apart(streams.labelled), with_views_apart(streams.unlabelled))
+    plain, views = batch.joined().images, batch.joined().strong
+    taught = method.teacher(plain).sigmoid()
+    labels = torch.cat([batch.labelled.required_masks, (taught[4:] > 0.5).float()])
+    first, second = (net(torch.cat([plain[:4], views[4:, i]])) for i, net in enumerate((method.first, method.second)))
+    source = umix_source(*(binary_entropy((z.sigmoid() + taught) / 2) for z in (first, second)), 30)
+    mixed, moved = move_patches(views[:, 0], source), move_patches(labels, source)
+    assert (moved != labels).flatten(1).any(dim=1).all()
+
+    one, two = method.steps(batch, Progress("train", 10, 10))
+    assert float(one.loss) == pytest.approx(float(formula(first, second, labels)), rel=1e-5)
+    assert float(two.loss) == pytest.approx(float(formula(method.first(mixed), method.second(mixed), moved)), rel=1e-5)
