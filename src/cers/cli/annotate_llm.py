@@ -70,7 +70,9 @@ def run(
     redact: Redact = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many texts now.")] = None,
     max_cost: Annotated[float | None, typer.Option(min=0, help="US dollars the store may cost in all.")] = None,
-    allow_remote: Annotated[str | None, typer.Option(metavar="HOST", help="Allow sending to this host; the store remembers it.")] = None,
+    allow_remote: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Allow sending to this host; the store remembers it.")
+    ] = None,
     batch: Annotated[bool, typer.Option("--batch", help="Use the provider's Batch API.")] = False,
 ) -> None:
     """Have rationales written by a language model. Ctrl-C loses nothing: the same command goes on."""

@@ -51,7 +51,7 @@ _HEEDED = {
 
 
 class CERSSettings(Settings):
-    """Ablations are settings: each default is the paper's side."""
+    """Ablations are settings: each default is the paper's side, but for the weight `consistency` (0.003·H·W there)."""
 
     retrieval: Strategy = Field("image+cot", description="what selects the references")
     k: int = Field(5, ge=1, description="references per image")
