@@ -89,7 +89,14 @@ class Archive:
             usual = load_config(preset, [f"method.name={name}", f"seed={seed}", "data.path=."], methods=METHODS)
             if set(shown.test) == test and folder.name.endswith(run_key(usual, shown)):
                 self.runs.append(Training(folder, name, len(shown.labelled), seed))
-        self.columns = sorted({run.labels for run in self.runs if run.method == "cers"})
+        scored = [
+            run for run in self.runs if run.method == "cers" and (run.folder / evaluation / "cases.csv").is_file()
+        ]
+        self.columns = sorted({run.labels for run in scored})
+        if not scored:
+            raise CersError(
+                f"{study} has no run of 'cers' under '{preset}' with the test part of {split} and {evaluation}"
+            )
 
     def scores(self, answer: Answer, labels: int) -> Scores:
         """What `answer` scored after the trainings with so many labels."""

@@ -105,3 +105,13 @@ def test_runs_of_other_settings_or_other_test_images_do_not_count(study: Path, s
     add_run(study, "cers", 6, 2, {"declared": 0.1, "both": 0.1, "retrieval": 0.1}, "method.settings.k=3")
     add_run(study, "supervised", 3, 0, {"declared": 0.1}, test=TEST[1:])
     assert tables(study, split) == before
+
+
+def test_where_nothing_is_to_be_counted_it_says_so(study: Path, split: Path) -> None:
+    said = subprocess.run(
+        [sys.executable, SCRIPT, "screen", split, study, "--scores", "eval-val"], capture_output=True, text=True
+    )
+    assert said.returncode == 1
+    assert said.stderr.startswith("error: ")
+    assert "no run of 'cers' under 'screen'" in said.stderr
+    assert "Traceback" not in said.stderr

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cers.losses import dice_ce
 from cers.methods.base import Progress
-from cers.methods.lefed import LeFeD
+from cers.methods.lefed import LeFeD, relative_feedback
 from cers.nets.differential import DifferentialUNet
 from cers.nets.encoder import PyramidEncoder
 from cers.nets.vnet import VNetEncoder
@@ -78,6 +78,13 @@ def test_a_difference_is_the_second_decoder_less_the_first(network):
     expected = bottleneck * bottleneck.sigmoid()  # the gate opens by the bottleneck itself
     assert torch.allclose(seen.feedback(1.0)[-1], expected, atol=1e-5)
     assert torch.allclose(seen.feedback(1e-3)[0], 1e-3 * seen.feedback(1.0)[0])
+
+
+def test_the_log_says_how_large_the_feedback_is_beside_what_it_is_added_to(network):
+    seen = network(images())
+    own = network.encoder(images())
+    parts = [e.norm().item() / max(x.norm().item(), 1e-6) for e, x in zip(seen.feedback(0.3), own, strict=True)]
+    assert relative_feedback(seen, 0.3).item() == pytest.approx(sum(parts) / len(parts), rel=1e-4)
 
 
 def test_the_first_decoder_learns_nothing_from_the_second_ones_loss(network):

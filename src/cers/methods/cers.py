@@ -303,7 +303,7 @@ class CERS(Method):
             return None
         features = self.encoder(unlabelled.images)
         taught = self._decode(unlabelled, features, self._retrieve(unlabelled, features[-1])).retrieval
-        # torch before 2.10 would go on with its casts of the weights to half precision, which have no gradient here.
+        # Otherwise torch 2.8 goes on with its casts of the weights to half precision, which have no gradient.
         torch.clear_autocast_cache()
         return Lesson.of(unlabelled.strong, taught.float().sigmoid(), self.settings.confidence, self.settings.cutmix)
 
