@@ -69,6 +69,15 @@ def test_overrides_apply_in_order_and_leave_the_rest() -> None:
         ("data.group_pattern=[a-z]+_(\\d+)", "data", "group_pattern", "[a-z]+_(\\d+)"),
         ("text.report=none", "text", "report", "none"),
         ("data.flips=false", "data", "flips", False),
+        ("data.path=2024-01-05", "data", "path", Path("2024-01-05")),
+        ("data.path=2024-13-45", "data", "path", Path("2024-13-45")),
+        ("data.path=00123", "data", "path", Path("00123")),
+        ("data.path=0x_", "data", "path", Path("0x_")),
+        ("data.split=2024", "data", "split", Path("2024")),
+        ("data.split=null", "data", "split", None),
+        ("data.group_pattern=[a-z]", "data", "group_pattern", "[a-z]"),
+        ("method.name=[cers]", "method", "name", "[cers]"),
+        ("method.settings={k: 3}", "method", "settings", {"k": 3}),
     ],
 )
 def test_values_mean_what_they_look_like(override: str, section: str, key: str, value: object) -> None:
@@ -145,6 +154,8 @@ def test_settings_by_method_come_after_the_file_and_before_overrides(tmp_path: P
         ("train.steps=many", "train.steps: Input should be a valid integer"),
         ("train.steps=0", "train.steps: Input should be greater than or equal to 1 (got 0)"),
         ("train.steps=2.5", "train.steps: Input should be a valid integer"),
+        ("train.steps=2024-13-45", "train.steps: Input should be a valid integer"),
+        ("train.steps=0x_", "train.steps: Input should be a valid integer"),
         ("optim.lr=[1, 2]", "optim.lr: Input should be a valid number"),
         ("optim.name=adam", "optim.name: Input should be 'sgd' or 'adamw' (got 'adam')"),
         ("optim=adam", "optim: Input should be a valid dictionary"),
@@ -179,6 +190,9 @@ def test_no_unknown_key_passes(section: str, key: str) -> None:
         (b"seed: -1", "seed: Input should be greater than or equal to 0 (got -1)"),
         (b"by_method: {cers: {optim.lrr: 5}}", "unknown setting 'optim.lrr'; did you mean 'lr'?"),
         (b"method: 5\nby_method: {cers: {optim.lr: 5}}", "method: Input should be a valid dictionary"),
+        (b"method: {name: [cers]}", "method.name: Input should be a valid string"),
+        (b"seed: 2024-13-45", "seed: Input should be a valid integer"),
+        (b"seed: 0x_", "not valid YAML"),
         (b"method:\n  name: cers\n  setings: {}\n", "unknown setting 'method.setings'; did you mean 'settings'?"),
     ],
 )
@@ -207,6 +221,13 @@ def test_a_file_may_be_empty_and_so_may_a_section(content: str, tmp_path: Path) 
     path = tmp_path / "mine.yaml"
     path.write_text(content, encoding="utf-8")
     assert load_config(path, ["train.steps=7"]).train.steps == 7
+
+
+def test_a_date_in_a_file_is_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for content in ("data: {path: 2024-01-05}", "by_method: {cers: {data.path: 2024-01-05}}"):
+        path.write_text(content, encoding="utf-8")
+        assert load_config(path).data.path == Path("2024-01-05")
 
 
 def test_values_are_checked_again_when_overridden() -> None:

@@ -16,6 +16,16 @@ Model = TypeVar("Model", bound=BaseModel)
 DEEPEST_GREY = 65_535  # of 16 bit
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without dates: no setting is one, but 2024-01-05 may well be the name of a folder."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, defaults are checked, values do not change."""
 
@@ -212,6 +222,40 @@ def validate_settings(model: type[Model], values: Mapping[str, Any], where: str)
         raise CersError(f"{where}: {_first_mistake(error, model)}") from None
 
 
+def read_yaml(text: str) -> Any:
+    """What the YAML `text` of settings says.
+
+    Raises:
+        YAMLError: it is no YAML.
+        ValueError: a number in it is none, such as 0x_.
+    """
+    return yaml.load(text, _Loader)
+
+
+_WRITTEN = (str, Path, str | None, Path | None)
+
+
+def read_value(model: type[BaseModel], key: str, text: str) -> Any:
+    """The value that an override `key=text` gives to a setting of `model`.
+
+    A text or path that YAML would take for something else stays as it is written: 00123, 2024, no.
+    """
+    try:
+        value = read_yaml(text)
+    except (ValueError, yaml.YAMLError):  # a regular expression, for instance
+        return text
+    return value if value is None or isinstance(value, str) or _type_of(model, key) not in _WRITTEN else text
+
+
+def _type_of(model: type[BaseModel], key: str) -> Any:
+    """The declared type of the setting `key`, None where there is no such setting."""
+    found: Any = model
+    for name in key.split("."):
+        field = getattr(found, "model_fields", {}).get(name)
+        found = field and field.annotation
+    return found
+
+
 def dump_config(config: RunConfig) -> str:
     """The configuration as YAML, every value resolved."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -223,10 +267,10 @@ def _read_yaml(source: str | Path) -> dict[str, Any]:
     if not path.is_file() and not preset.is_file():
         raise CersError(f"no preset or file '{source}'; {nearest(str(source), preset_names())}")
     try:
-        values = yaml.safe_load((path if path.is_file() else preset).read_text(encoding="utf-8"))
+        values = read_yaml((path if path.is_file() else preset).read_text(encoding="utf-8"))
     except OSError as error:
         raise CersError(f"{source}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise CersError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict | None):
         raise CersError(f"{source}: expected sections such as 'data:' and 'train:', found {type(values).__name__}")
@@ -241,6 +285,8 @@ def _own_overrides(values: Mapping[str, Any], by_method: Any, where: str, method
     """What `by_method` holds for the method of `values`, as overrides."""
     method = values.get("method")
     name = (method if isinstance(method, dict) else {}).get("name", MethodConfig().name)
+    if not isinstance(name, str):
+        return []  # a mistake that `parse_config` names
     own = by_method.get(name, {}) if isinstance(by_method, dict) else None
     if not isinstance(own, dict):
         raise CersError(f"{where}: by_method: expected settings by method, e.g. bcp: {{optim.lr: 5.0e-4}}")
@@ -265,10 +311,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values[name]
         if not isinstance(values, dict):
             raise CersError(f"override '{override}': '{name}' has no keys of its own")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:  # a regular expression, for instance
-        value = text
+    value = read_value(RunConfig, key, text)
     if (budget := {"train.steps": "epochs", "train.epochs": "steps"}.get(key)) and value is not None:
         values.pop(budget, None)  # a budget in the one unit takes the place of a preset's in the other
     if key == "method.name" and value != values.get("name", MethodConfig().name):

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cers.config import MaskReading
 from cers.data.case import Case
-from cers.data.images import read_mask
+from cers.data.images import read_mask_at
 from cers.data.layouts import load_cases
 from cers.data.prediction import CasePrediction
 from cers.errors import CersError
@@ -21,6 +22,7 @@ from cers.evaluate.table import build_rows, summarise, write_cases_csv, write_su
 from cers.files import AnyPath, write_atomic
 from cers.predict.pools import load_pool
 from cers.predict.predictor import Predictor
+from cers.retrieval.pool import PoolEntry
 from cers.run import Run, load_run
 
 THRESHOLD = 0.5
@@ -34,6 +36,7 @@ def evaluate(
     part: str = "test",
     data: AnyPath | None = None,
     layout: str = "auto",
+    mask: MaskReading | None = None,
     pool: AnyPath | None = None,
     retrieval: str | None = None,
     out: AnyPath | None = None,
@@ -41,20 +44,28 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run on its test (or `val`) part, or on every annotated case of another dataset `data`.
 
+    The masks of `data` are read by `mask`, without which they must leave no doubt, and not as those of the run.
+
     Writes into `out` (default: `evaluation_folder`): `cases.csv`, `summary.json`, the predicted masks as
     `masks/<id>.png` at the size of their images, and `evidence.jsonl` with every case's references. `retrieval` chooses
     references by another strategy than the run was trained with, e.g. `random` or `none`: what the trained network
     makes of them. `overrides` say where the data are now, e.g. `data.path=…`. Returns the summary: metrics by branch,
-    and under "retrieval" the quality of every strategy.
+    under "retrieval" the quality of every strategy, and of other data under "overlap_checked" whether the run's own
+    were at hand to be held against.
 
     Raises:
-        CersError: no trained run, no such part or dataset, `data` has a case that the run was trained on with its
-            mask, or `pool` was built with another encoder.
+        CersError: no trained run, no such part or dataset, `mask` without `data`, a pool of another encoder, or a case
+            in `data` by whose mask the run was trained or validated (told by its image file, where its data are at
+            hand).
     """
     folder = Path(folder)
     data, pool, out = (None if path is None else Path(path) for path in (data, pool, out))
+    if data is None and mask not in (None, MaskReading()):
+        raise CersError("how masks are read can be said of --data only; the run's own are read as in training")
     run = load_run(folder, overrides)
     cases = _own_cases(run, part) if data is None else _other_cases(data, layout, run)
+    if data is not None:
+        run = run.reading_masks(mask)
     if retrieval is not None:
         run.method.retrieve_by(retrieval)
     out = out or evaluation_folder(folder, part, data, pool, retrieval)
@@ -62,6 +73,8 @@ def evaluate(
     evidence: list[str] = []
     rows = build_rows(_scored(predictor, cases, run, out, evidence, on_case))
     summary = summarise(rows)
+    if data is not None:
+        summary["overlap_checked"] = bool(run.cases_at_hand())
     if quality := retrieval_table(predictor, cases, run):
         summary["retrieval"] = quality
     write_cases_csv(rows, out / "cases.csv")
@@ -95,24 +108,25 @@ def retrieval_table(predictor: Predictor, cases: Sequence[Case], run: Run) -> di
     if pool is None or not len(pool):
         return {}
     known = run.cases_at_hand()
-    entries = {
-        entry.id: known.get(entry.id, Case(entry.id, Path(), group=entry.group, label=entry.label))
-        for entry in pool.entries
-    }
+    entries = {entry.id: _case_of(entry, known.get(entry.id)) for entry in pool.entries}
     return {
         strategy: retrieval_quality(cases, references, entries)
         for strategy, references in predictor.compare_retrieval().items()
     }
 
 
+def _case_of(entry: PoolEntry, known: Case | None) -> Case:
+    """The case of that name, with its report, unless it differs: the pool may be of another hospital."""
+    if known is not None and (known.group, known.label) == (entry.group, entry.label):
+        return known
+    return Case(entry.id, Path(), group=entry.group, label=entry.label)
+
+
 def truth_of(case: Case, run: Run, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """The mask of an annotated case at the size (H,W) of its prediction; empty for a lesion-free one."""
     if case.mask is None:
         return np.zeros(shape, np.bool_)
-    mask = read_mask(case.mask, run.config.data.mask)
-    if mask.shape != shape:
-        mask = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST).astype(np.bool_)
-    return mask
+    return read_mask_at(case.mask, shape, run.config.data.mask)
 
 
 def _own_cases(run: Run, part: str) -> list[Case]:
@@ -129,12 +143,12 @@ def _other_cases(data: Path, layout: str, run: Run) -> list[Case]:
     cases = [case for case in load_cases(data, layout) if case.annotated]
     if not cases:
         raise CersError(f"{data} has no annotated case to score; give one with masks")
-    if learned := run.shown_by(cases, run.split.labelled):
+    if learned := run.shown_by(cases, {*run.split.labelled, *run.split.val}):
         raise CersError(
-            f"{data} has '{min(learned)}' ({len(learned)} such cases), whose mask {run.folder} was trained on; leave "
-            "them out of it, or score the run's own test part without --data"
+            f"{data} has '{min(learned)}' ({len(learned)} such cases), by whose mask {run.folder} was trained or "
+            "validated; leave them out of it, or score the run's own test part without --data"
         )
-    return cases
+    return run.grouped(cases)
 
 
 def _scored(

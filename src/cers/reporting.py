@@ -119,9 +119,10 @@ def _provenance(run: Run) -> dict[str, Any]:
         "cers": "cers version",
         "torch": "torch version",
     }
-    shown = {title: facts.get(name) for name, title in names.items()}
-    state = facts["state"]
-    return {**shown, "Best step": state["best_step"], "Training time (s)": round(state["seconds"], 1)}
+    shown = {title: facts[name] for name, title in names.items() if facts.get(name) not in (None, "")}
+    costs = run.costs()
+    took = {"Training time (s)": round(costs["wall_seconds"], 1)} if "wall_seconds" in costs else {}
+    return {**shown, "Best step": facts["state"]["best_step"], **took}
 
 
 def _shown_cases(

@@ -4,15 +4,15 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from cers import __version__
-from cers.config import FREE, RunConfig, dump_config, load_config
+from cers.config import FREE, MaskReading, RunConfig, dump_config, load_config
 from cers.data.case import Case
 from cers.data.duplicates import file_hash
 from cers.data.loaders import BatchMaker
@@ -24,7 +24,7 @@ from cers.engine.trainer import Streams, Trainer
 from cers.engine.weights import build_encoder, fingerprint
 from cers.errors import CersError
 from cers.files import AnyPath, write_atomic
-from cers.material import Decoding, dataset_cases, fit_texts, load_dataset, make_batches, training_cases
+from cers.material import Decoding, dataset_cases, fit_texts, load_dataset, make_batches, training_cases, with_groups
 from cers.methods.base import Method, Setup
 from cers.methods.registry import create_method, method_settings
 from cers.nets.encoder import PyramidEncoder
@@ -80,6 +80,23 @@ class Run:
         """
         own = {file_hash(case.image) for id_, case in self.cases_at_hand().items() if id_ in ids}
         return {case.id for case in cases if own and file_hash(case.image) in own}
+
+    def grouped(self, cases: Sequence[Case]) -> list[Case]:
+        """Cases of any dataset, with groups as the run's split knows them where they are its own images."""
+        own = self.shown_by(cases, self.split.ids)
+        known = {case.id: case for case in with_groups([c for c in cases if c.id in own], self.split)}
+        return [known.get(case.id, case) for case in cases]
+
+    def costs(self) -> dict[str, Any]:
+        """What its training took, by the names in `COSTS`; nothing of one that was cut short."""
+        path = self.folder / "run.json"
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {name: facts[name] for name in COSTS if name in facts}
+
+    def reading_masks(self, mask: MaskReading | None) -> Self:
+        """The same run beside another dataset, whose masks are read by `mask`, or must leave no doubt."""
+        data = self.config.data.model_copy(update={"mask": mask or MaskReading()})
+        return replace(self, config=self.config.model_copy(update={"data": data}))
 
     def maker(
         self, cases: Sequence[Case], labelled: Collection[str] = (), on_decode: Decoding | None = None
@@ -251,6 +268,8 @@ def _trainer(
     method, weights = _create_method(config, entries, split.unlabelled, texts)
     facts = {**_facts(config, seen, split, texts), "encoder_weights": weights, "entries": entries}
     facts |= {"reads_text": method.reads_text, "parameters": _trained_parameters(method)}
+    if not weights:  # the method has networks of its own
+        facts |= {"encoder": None}
     maker = make_batches(config, seen, texts, split.labelled, on_decode, mirrors=config.data.flips)
     streams = Streams(split.labelled, split.unlabelled, split.val)
     return Trainer(method, maker, streams, config, folder, facts=facts, on_row=on_row)

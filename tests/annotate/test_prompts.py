@@ -80,6 +80,9 @@ def test_settings_come_from_a_file_and_the_command_line(tmp_path: Path) -> None:
     path.write_text("model: qwen-vl\nmask: {threshold: 128}\n", encoding="utf-8")
     config = load_annotate_config(path, ["anatomy=brain", "extra={seed: 1}", "mask.threshold=5"])
     assert (config.model, config.anatomy, config.extra, config.mask.threshold) == ("qwen-vl", "brain", {"seed": 1}, 5)
+    config = load_annotate_config(path, ["model=4.10", "prompts=2024-13-45", "prices=00123", "extra={day: 2024-13-45}"])
+    assert (config.model, config.prompts, config.prices) == ("4.10", Path("2024-13-45"), Path("00123"))
+    assert config.extra == {"day": "2024-13-45"}
     for wrong, says in (
         (["modell=x"], "did you mean 'model'"),
         (["model"], "key=value"),
@@ -91,3 +94,6 @@ def test_settings_come_from_a_file_and_the_command_line(tmp_path: Path) -> None:
             load_annotate_config(path, wrong)
     with pytest.raises(CersError, match="cannot be read"):
         load_annotate_config(tmp_path / "no.yaml")
+    path.write_text("concurrency: 2024-13-45", encoding="utf-8")
+    with pytest.raises(CersError, match="concurrency"):
+        load_annotate_config(path)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -47,6 +48,34 @@ def test_offline_writes_what_training_reads(dataset: tuple[Path, Path], tmp_path
     assert f"rationales written {12 + len(labelled)}" in " ".join(result.stdout.split())
     again = RUNNER.invoke(app, ["offline", str(root), "--split", str(split), "--out", str(out), "--no-report"])
     assert "rationales written 0" in " ".join(again.stdout.split())
+
+
+def test_the_bar_of_a_second_run_counts_what_it_does(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    root, split = dataset
+    out = tmp_path / "rationales.csv"
+    offline = ["offline", str(root), "--split", str(split), "--out", str(out), "--no-report"]
+    RUNNER.invoke(app, offline)
+    lines = out.read_text(encoding="utf-8").split("\ncase")
+    out.write_text("\ncase".join(lines[:-3]) + "\n", encoding="utf-8")
+    again = RUNNER.invoke(app, offline)
+    assert "rationales 3/3" in again.stderr
+    assert len(out.read_text(encoding="utf-8").split("\ncase")) == len(lines)
+
+
+def test_masks_of_several_lesions_are_read_as_the_options_say(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(dataset[0], tmp_path / "copy"))
+    for path in (root / "masks").iterdir():
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) // 255
+        mask[:3, :3] = 2
+        cv2.imwrite(str(path), mask)
+    offline = ["offline", str(root), "--split", str(dataset[1]), "--no-report", "--out"]
+    assert "leave open what is lesion" in RUNNER.invoke(app, [*offline, str(tmp_path / "a.csv")]).stdout
+    both = RUNNER.invoke(app, [*offline, str(tmp_path / "b.csv"), "--mask-foreground", "1", "--mask-foreground", "2"])
+    assert both.exit_code == 0, both.output
+    assert "problems 0" in " ".join(both.stdout.split())
+    from_1 = RUNNER.invoke(app, [*offline, str(tmp_path / "c.csv"), "--mask-threshold", "1"])
+    assert from_1.exit_code == 0
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "c.csv").read_bytes()
 
 
 def test_mistakes_are_one_line(dataset: tuple[Path, Path], tmp_path: Path) -> None:

@@ -155,10 +155,28 @@ def test_folds_are_written_shown_and_hold(phantoms: Path, tmp_path: Path) -> Non
     assert sorted(tmp_path.iterdir()) == files[:2]  # a study over split-{fold}.json finds one division only
 
 
+def test_which_images_are_labelled_is_drawn_anew_for_the_same_parts(phantoms: Path, tmp_path: Path) -> None:
+    drawn = []
+    cers_data("split", phantoms, "--out", tmp_path / "split.json", "--test", "0.3")
+    for seed in ("1", "2"):
+        out = tmp_path / f"split-{seed}.json"
+        done = cers_data(
+            "split", phantoms, "--redraw", tmp_path / "split.json", "--seed", seed, "--labelled", "6", "--out", out
+        )
+        assert done.returncode == 0, done.stderr
+        drawn.append(load_split(out))
+    assert drawn[0].test == drawn[1].test == load_split(tmp_path / "split.json").test
+    assert drawn[0].val == drawn[1].val
+    assert len(drawn[0].labelled) == len(drawn[1].labelled) == 6
+    assert set(drawn[0].labelled) != set(drawn[1].labelled)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--folds", "3", "--test", "0.2"], "leave out --test"),
+        (["--redraw", "split.json", "--val", "0.2"], "leave out --strategy, --val"),
+        (["--redraw", "nowhere.json"], "no split file nowhere.json"),
         (["--folds", "3", "--strategy", "paper"], "leave out --test and --strategy"),
         (["--folds", "1"], "give at least 2"),
         (["--without", "metastases"], "did you mean 'metastasis'"),

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
@@ -59,8 +61,6 @@ def test_the_sample_is_seeded_and_only_labelled_lesions_are_outlined(
 
 
 def test_masks_of_other_cases_are_never_opened(written: Path, scans: Path, split_file: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "scans"
     shutil.copytree(scans, copy)
     labelled = set(load_split(split_file).labelled)
@@ -71,6 +71,22 @@ def test_masks_of_other_cases_are_never_opened(written: Path, scans: Path, split
         result = run("review", written, "--data", root, "--split", split_file, "--out", tmp_path / page)
         assert "without outline" not in result.output
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_masks_of_several_lesions_are_read_as_the_options_say(
+    written: Path, scans: Path, split_file: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(scans, tmp_path / "scans"))
+    for path in (copy / "masks").iterdir():
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) // 255
+        mask[:3, :3] = 2
+        cv2.imwrite(str(path), mask)
+    page = tmp_path / "a.html"
+    review = ["review", written, "--data", copy, "--split", split_file, "--out", page, "-n", 24]
+    assert "leave open what is lesion" in run(*review).output
+    assert not any(shown(page).values())
+    assert "leave open" not in run(*review, "--mask-foreground", 1, "--mask-foreground", 2).output
+    assert any(shown(page).values())
 
 
 def saved(path: Path, reviewer: str, verdicts: dict[str, dict[str, str]], sample: str = "s") -> Path:

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
-from cers.cli.doctor import _missing, _requirements
+from cers.cli.doctor import _devices, _missing, _requirements
 
 CERS = Path(sys.executable).with_name("cers")
 
@@ -47,6 +48,12 @@ def test_tables_say_the_same_and_the_network_is_asked_about_on_request() -> None
     assert "fast bf16" in text
     assert "clinicalbert" in text
     assert "model hub: not reachable (" in text
+
+
+@pytest.mark.parametrize(("has_it", "said"), [(True, "yes"), (False, "no")])
+def test_bf16_is_fast_where_training_would_choose_it(has_it: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cers.engine.device.cpu_has_bf16", lambda: has_it)
+    assert _devices()[0]["bf16"] == said
 
 
 def test_what_is_missing_comes_once_with_its_command() -> None:

@@ -50,6 +50,14 @@ def test_of_several_texts_the_first_well_formed_one_counts(tmp_path: Path) -> No
     assert usable(texts, "unlabelled")["a"].texture == "first signal."
 
 
+def test_a_short_row_has_empty_cells(tmp_path: Path) -> None:
+    path = tmp_path / "cot.csv"
+    path.write_text("cot,image\none\ntwo,b\n", encoding="utf-8")
+    assert [(t.image, t.text) for t in read_texts([path])] == [("", "one"), ("b", "two")]
+    path.write_text("image,cot\na\nb,two\n", encoding="utf-8")
+    assert [(t.image, t.text) for t in read_texts([path])] == [("a", ""), ("b", "two")]
+
+
 def test_mistakes_name_the_line_and_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(CersError, match="no file"):
         read_texts([tmp_path / "absent.csv"])

@@ -52,6 +52,16 @@ def test_flaws_of_manifests(plain: Path) -> None:
         scan(table(plain / "none.csv", ("img",), ("a",)))
 
 
+def test_a_cell_longer_than_any_name_names_no_file(plain: Path) -> None:
+    path = table(plain / "data.csv", ("image", "mask"), ("images/a.jpg", "m" * 5000), ("Bilateral. " * 99, ""))
+    found = scan(path)
+    assert kinds(found) == ["missing-file"] * 2
+    for problem, begin in zip(found.problems, ("mmm", "Bilateral. Bi"), strict=True):
+        assert problem.message.startswith(f"no file {begin}")
+        assert f"…; relative names count from {plain}" in problem.message
+        assert len(problem.message) < 300 + len(str(plain))
+
+
 def test_a_row_of_too_few_cells_is_told(plain: Path) -> None:
     path = plain / "data.csv"
     for end in ("", "\n\n \n,\n"):  # such lines are no rows

@@ -35,6 +35,21 @@ def test_a_grouped_split_is_a_partition_that_no_group_straddles(
     assert split.test
 
 
+@given(datasets(), st.integers(0, 9), st.integers(0, 9))
+@settings(max_examples=60)
+def test_another_draw_of_labelled_images_keeps_the_parts(
+    data: tuple[list[Case], list[list[str]]], first: int, second: int
+) -> None:
+    cases, clusters = data
+    split = make_split(cases, seed=first, clusters=clusters, labelled=5)
+    other = split.redrawn(cases, second)
+    assert {name: sorted(ids) for name, ids in other.parts.items()} == {n: sorted(i) for n, i in split.parts.items()}
+    assert sorted(other.order) == sorted(split.order)
+    assert len(other.labelled) == 5
+    assert check_split(other, cases) == []
+    assert other.redrawn(cases, first) == split.redrawn(cases, first)
+
+
 @given(datasets(), st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.sampled_from(["grouped", "paper"]))
 @settings(max_examples=60)
 def test_labelled_shares_are_nested_and_the_same_whichever_way_they_are_made(

@@ -73,6 +73,8 @@ def test_delimiters_and_line_ends(plain: Path, delimiter: str, end: str) -> None
         (b"image,cot,role\na,x,teacher\n", "unknown-role", "error"),
         (b"image,text\nA1,x\nB1,y\n", "unmatched-text", "warning"),
         (b"image,text\na\n", "empty-text", "warning"),
+        (b"text,image\nx\n", "empty-text", "warning"),
+        (b"cot,image\nx\n", "empty-text", "warning"),
         (b"image,text,text\na,x,x\n", "repeated-column", "error"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -203,7 +204,8 @@ def test_where_and_how_it_computes_may_change(settings: list[str], trained: Path
     train_until_killed(folder, ["--out", str(folder), *settings], die_at=("os.rename", LAST, 3))
     shutil.copytree(scans, moved)
     elsewhere = [f"data.path={moved}", f"data.cache={tmp_path / 'cache'}", "train.checkpoint_every=5"]
-    succeeds("train", "--resume", folder, *elsewhere, "train.tensorboard=true")
+    said = succeeds("train", "--resume", folder, *elsewhere, "train.tensorboard=true").stderr
+    assert re.search(r"decoded (\d+) of \1 files", said)
     assert (tmp_path / "cache" / "images").is_dir()
     assert_same_end(folder, trained)
 
@@ -223,4 +225,6 @@ def test_a_checkpoint_says_what_it_was_trained_on(trained: Path, split_file: Pat
 def test_resuming_what_is_no_run_is_one_line(tmp_path: Path) -> None:
     assert "config.yaml is missing" in refused("train", "--resume", tmp_path)
     assert "config.yaml is missing" in refused("train", "--resume", tmp_path / "nowhere")
-    assert "leave out --out" in refused("train", "--resume", tmp_path, "--out", tmp_path / "b")
+    for more in (["--out", tmp_path / "b"], ["--overwrite"], ["--preset", "cpu"]):
+        line = refused("train", "--resume", tmp_path, *more)
+        assert "goes on in its own folder with its own settings; leave out --out, --overwrite and --preset" in line

@@ -108,6 +108,7 @@ class _Batches:
         async with self.client:
             heart = asyncio.create_task(keep_leases(self.store))
             try:
+                self._tell_of_others()
                 await self._adopt()
                 await self._collect()
                 wanted = self.store.outstanding() if limit is None else limit
@@ -119,6 +120,12 @@ class _Batches:
                     wanted = self.unusable
             finally:
                 heart.cancel()
+
+    def _tell_of_others(self) -> None:
+        """Batches at other servers are left alone."""
+        for batch in self.store.batches():
+            if not batch.startswith(self.at):
+                self.tell(f"batch {batch}: at another server; name that as base_url to collect it")
 
     async def _adopt(self) -> None:
         """Find the batches whose creation was cut off; rows of those that were never created are free again."""
@@ -133,12 +140,8 @@ class _Batches:
                 self.store.dissolve(self.at + mark)
 
     def _batches(self) -> list[str]:
-        """Ids of the batches at this host that rows wait for; of others no more than a word."""
-        named = self.store.batches()
-        for batch in named:
-            if not batch.startswith(self.at):
-                self.tell(f"batch {batch}: at another server; name that as base_url to collect it")
-        return [batch.removeprefix(self.at) for batch in named if batch.startswith(self.at)]
+        """Ids of the batches at this host that rows wait for."""
+        return [batch.removeprefix(self.at) for batch in self.store.batches() if batch.startswith(self.at)]
 
     async def _listed(self) -> AsyncIterator[Batch]:
         async for batch in self.client.api.batches.list(limit=100):

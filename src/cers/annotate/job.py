@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from cers.annotate.redact import redact_image, redact_report
 from cers.annotate.settings import AnnotateConfig
 from cers.cot.records import ROLES, Key, Role, Task
 from cers.data.case import Case
-from cers.data.images import image_size, read_image, read_mask
+from cers.data.images import image_size, read_image, read_mask_at
 from cers.errors import CersError
 
 Message = dict[str, Any]
@@ -119,13 +118,7 @@ class Job:
             raise CersError(f"{case.id} is not labelled: its mask is not to be shown")
         if case.mask is None:
             return None
-        mask = read_mask(case.mask, self.config.mask)
-        height, width = shape
-        if abs(height * mask.shape[1] - width * mask.shape[0]) > 0.02 * width * mask.shape[0]:
-            raise CersError(f"mask is {mask.shape[1]}x{mask.shape[0]} but its image {width}x{height}")
-        if mask.shape == shape:
-            return mask
-        return np.asarray(cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST), np.bool_)
+        return read_mask_at(case.mask, shape, self.config.mask)
 
     def _task(self, key: Key) -> Task | str:
         case = self.cases[key.image]

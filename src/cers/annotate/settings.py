@@ -7,7 +7,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator
 
-from cers.config import MaskReading, Section, validate_settings
+from cers.config import MaskReading, Section, read_value, read_yaml, validate_settings
 from cers.errors import CersError
 
 _OURS = {"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens", "response_format"}
@@ -55,10 +55,10 @@ def load_annotate_config(path: Path | None = None, overrides: Sequence[str] = ()
     values: Any = {}
     if path is not None:
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            values = read_yaml(path.read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise CersError(f"{path}: cannot be read: {error.strerror}") from None
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
+        except (ValueError, yaml.YAMLError) as error:
             raise CersError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise CersError(f"{path}: expected lines such as 'model: gpt-5.2', found {type(values).__name__}")
@@ -72,12 +72,5 @@ def load_annotate_config(path: Path | None = None, overrides: Sequence[str] = ()
             section = section.setdefault(name, {})
             if not isinstance(section, dict):
                 raise CersError(f"setting '{override}': '{name}' has no keys of its own")
-        section[last] = _value(text)
+        section[last] = read_value(AnnotateConfig, key, text)
     return validate_settings(AnnotateConfig, values, where=str(path or "setting"))
-
-
-def _value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text

@@ -7,6 +7,7 @@ import typer
 
 from cers.cli.annotate_llm import plan, prices, run, show, status
 from cers.cli.annotate_review import app as review_app
+from cers.cli.console import MaskForeground, MaskThreshold
 
 app = typer.Typer(no_args_is_help=True, help="Have rationales written for a dataset, and audit them.")
 for command in (plan, run, status, show, prices):
@@ -25,26 +26,26 @@ def offline(
     negatives: Annotated[bool, typer.Option("--negatives", help="Add the dataset's lesion-free images.")] = False,
     modality: Annotated[str | None, typer.Option(help="For example MR, CT or X-ray; else the report decides.")] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Do not use the words of the reports.")] = False,
-    mask_threshold: Annotated[int | None, typer.Option(help="Grey value from which on a pixel is lesion.")] = None,
+    mask_threshold: MaskThreshold = None,
+    mask_foreground: MaskForeground = None,
 ) -> None:
     """Write rationales from measurements: no network, no key. Train on them with data.rationales=FILE."""
-    from cers.cli.console import progress, say, say_list, say_table
-    from cers.config import MaskReading
+    from cers.cli.console import counted, mask_reading, say, say_list, say_table
     from cers.cot.offline import annotate_offline
     from cers.data.layouts import load_cases
     from cers.data.splits import load_split
 
     labelled = set(load_split(split).labelled)
     cases = load_cases(path, layout, negatives=negatives)
-    with progress("rationales", len(cases) + len(labelled)) as advance:
+    with counted("rationales") as progress:
         summary = annotate_offline(
             cases,
             labelled,
             out,
-            mask_reading=MaskReading(threshold=mask_threshold),
+            mask_reading=mask_reading(mask_threshold, mask_foreground),
             use_report=not no_report,
             modality=modality,
-            progress=lambda _done, _total: advance(),
+            progress=progress,
         )
     rows = [("cases", len(cases)), ("of them labelled", len(labelled))]
     rows += [("rationales written", summary.written), ("kept from before", summary.kept)]

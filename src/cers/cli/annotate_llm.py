@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cers.evaluate.render import duration
+
 if TYPE_CHECKING:
     from cers.annotate.job import Job
     from cers.cot.records import Role, State
@@ -53,7 +55,7 @@ def plan(
     if made.cost is not None and made.batch_cost is not None:
         cost = f"${made.cost:.2f}, as batch ${made.batch_cost:.2f}"
     say(f"model {job.config.model}; cost {cost} (tokens {source})")
-    say(f"time about {_duration(made.seconds)} with {job.config.concurrency} calls at a time")
+    say(f"time about {duration(made.seconds)} with {job.config.concurrency} calls at a time")
     say_list(made.problems)
 
 
@@ -193,11 +195,11 @@ def _run_calls(job: "Job", store: "AnnotationStore", **options: Any) -> None:
 
         def tell(done: int, total: int, cost: float) -> None:
             rate = done / max(time.monotonic() - begun, 1e-9)
-            count(done, total, f"{rate:.1f}/s ${cost:.2f} {_duration((total - done) / rate)} left")
+            count(done, total, f"{rate:.1f}/s ${cost:.2f} {duration((total - done) / rate)} left")
 
         summary = run_annotation(job, store, progress=tell, **options)
     say_table(("state", "texts"), [(state, n) for state, n in summary.done.items() if n])
-    say(f"paid ${summary.cost:.4f} in {_duration(summary.seconds)}; {summary.left} texts left")
+    say(f"paid ${summary.cost:.4f} in {duration(summary.seconds)}; {summary.left} texts left")
     say_list(summary.problems)
     _end(summary.stopped)
 
@@ -234,9 +236,3 @@ def _states(again: bool) -> "Collection[State]":
     from cers.cot.records import FAILED
 
     return (*FAILED, "invalid", "refused") if again else FAILED
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

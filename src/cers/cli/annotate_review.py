@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cers.cli.console import MaskForeground, MaskThreshold
 from cers.evaluate.render import interval, number
 
 if TYPE_CHECKING:
@@ -68,11 +69,11 @@ def review(
     role: Annotated[
         str | None, typer.Option(help="Only labelled (mask-informed) or unlabelled (mask-free) ones.")
     ] = None,
-    mask_threshold: Annotated[int | None, typer.Option(help="Grey value from which on a pixel is lesion.")] = None,
+    mask_threshold: MaskThreshold = None,
+    mask_foreground: MaskForeground = None,
 ) -> None:
     """Write a page on which an expert judges a random sample of rationales, aspect by aspect."""
-    from cers.cli.console import note, say
-    from cers.config import MaskReading
+    from cers.cli.console import mask_reading, note, say
     from cers.cot.texts import read_texts, role_named
     from cers.data.layouts import load_cases
     from cers.data.splits import load_split
@@ -84,7 +85,7 @@ def review(
         load_cases(data, layout, negatives=negatives),
         out,
         labelled_ids=set(load_split(split).labelled) if split else (),
-        mask_reading=MaskReading(threshold=mask_threshold),
+        mask_reading=mask_reading(mask_threshold, mask_foreground),
         n=n,
         seed=seed,
     )

@@ -1,19 +1,37 @@
-"""How every command talks: results to stdout, notes and progress to stderr."""
+"""How every command talks: results to stdout, notes and progress to stderr; and options that several have."""
 
 import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from cers.config import MaskReading
 
 PIPE_WIDTH = 200  # a table that is not for a terminal is not cut to one
 PLAIN_SECONDS = 10.0  # between lines of progress where there is no terminal
 
 Cell = str | int | float | None
+
+MaskThreshold = Annotated[
+    int | None, typer.Option("--mask-threshold", help="Grey value from which on a pixel is lesion.")
+]
+MaskForeground = Annotated[
+    list[int] | None, typer.Option("--mask-foreground", help="A grey value that is lesion; repeatable.")
+]
+
+
+def mask_reading(threshold: int | None, foreground: list[int] | None) -> "MaskReading":
+    """How masks are read after the options `MaskThreshold` and `MaskForeground`."""
+    from cers.config import MaskReading
+
+    return MaskReading(threshold=threshold, foreground=tuple(foreground) if foreground else None)
 
 
 def say(text: str) -> None:

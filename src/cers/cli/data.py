@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cers.cli.console import Cell, counted, note, say, say_json, say_list, say_table
+from cers.cli.console import (
+    Cell,
+    MaskForeground,
+    MaskThreshold,
+    counted,
+    mask_reading,
+    note,
+    say,
+    say_json,
+    say_list,
+    say_table,
+)
 from cers.errors import CersError
 
 if TYPE_CHECKING:
@@ -40,14 +51,13 @@ def check(
     layout: Layout = "auto",
     negatives: Negatives = False,
     group_pattern: GroupPattern = None,
-    mask_threshold: Annotated[int | None, typer.Option(help="Grey value from which on a pixel is lesion.")] = None,
-    mask_foreground: Annotated[list[int] | None, typer.Option(help="A grey value that is lesion; repeatable.")] = None,
+    mask_threshold: MaskThreshold = None,
+    mask_foreground: MaskForeground = None,
     rationales: Annotated[Path | None, typer.Option(help="CSV image,cot that replaces the dataset's.")] = None,
     split: Annotated[Path | None, typer.Option(help="Split file to hold against the dataset.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say before training what would go wrong. Exit status 1 where errors are found."""
-    from cers.config import MaskReading
     from cers.cot.rationale import parse_rationale
     from cers.data.check import check_dataset
 
@@ -58,7 +68,7 @@ def check(
             negatives=negatives,
             group_pattern=group_pattern,
             rationales=rationales,
-            mask=MaskReading(threshold=mask_threshold, foreground=tuple(mask_foreground) if mask_foreground else None),
+            mask=mask_reading(mask_threshold, mask_foreground),
             split=split,
             parse_rationale=parse_rationale,
             progress=heard,
@@ -86,6 +96,9 @@ def split(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Use only about this many images, in whole groups.")] = None,
     without: Annotated[str | None, typer.Option(help="Use no training mask of this class.")] = None,
+    redraw: Annotated[
+        Path | None, typer.Option(help="Keep the parts of this split; draw anew, by --seed, which images are labelled.")
+    ] = None,
     layout: Layout = "auto",
     negatives: Negatives = False,
     group_pattern: GroupPattern = None,
@@ -97,11 +110,13 @@ def split(
     from cers.data.duplicates import near_duplicates
     from cers.data.folds import fold_files, make_folds, surplus_files
     from cers.data.layouts import load_cases
-    from cers.data.splits import is_split_file, make_split, save_split
+    from cers.data.splits import is_split_file, load_split, make_split, save_split
 
     share = _share(labelled)
     if folds is not None and (strategy != "grouped" or test is not None):
         raise CersError("--folds deals all groups out to be tested in turn; leave out --test and --strategy")
+    if redraw is not None and (strategy, val, test, folds, limit) != ("grouped", 0.1, None, None, None):
+        raise CersError("--redraw keeps the parts of a split; leave out --strategy, --val, --test, --folds and --limit")
     files, surplus = ([out], []) if folds is None else (fold_files(out, folds), surplus_files(out, folds))
     there = [file for file in [*files, *surplus] if file.exists()]
     if other := [file for file in there if not is_split_file(file)]:
@@ -110,11 +125,13 @@ def split(
         raise CersError(f"{there[0]} exists; add --overwrite to replace it, or write elsewhere with --out")
     cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern)
     clusters: list[list[str]] = []
-    if strategy in ("grouped", "official"):
+    if strategy in ("grouped", "official") and redraw is None:
         with counted("comparing images") as heard:
             clusters = near_duplicates(cases, progress=heard)
     common: dict[str, Any] = {"seed": seed, "labelled": share, "val": val, "clusters": clusters, "limit": limit}
-    if folds is None:
+    if redraw is not None:
+        made = [load_split(redraw, cases).redrawn(cases, seed).with_labelled(share)]
+    elif folds is None:
         made = [make_split(cases, strategy=strategy, test=0.1 if test is None else test, **common)]
     else:
         made = make_folds(cases, folds, **common)

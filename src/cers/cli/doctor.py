@@ -110,7 +110,10 @@ def _devices() -> list[dict[str, Any]]:
     """The CPU and every accelerator torch can use; `bf16` says whether bfloat16 is fast there."""
     import torch
 
-    cpu = {"name": "cpu", "memory_gib": _memory(), "threads": torch.get_num_threads(), "bf16": _cpu_bf16()}
+    from cers.engine.device import cpu_has_bf16
+
+    bf16 = "yes" if cpu_has_bf16() else "no"
+    cpu = {"name": "cpu", "memory_gib": _memory(), "threads": torch.get_num_threads(), "bf16": bf16}
     found: list[dict[str, Any]] = [cpu]
     for i in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(i)
@@ -120,15 +123,6 @@ def _devices() -> list[dict[str, Any]]:
     if torch.backends.mps.is_available():
         found.append({"name": "mps", "memory_gib": None, "threads": None, "bf16": "yes"})
     return found
-
-
-def _cpu_bf16() -> str:
-    """From the flags of the processor; torch computes bfloat16 without them, but slowly."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        return "unknown"
-    return "yes" if flags & {"avx512_bf16", "amx_bf16", "bf16"} else "no"
 
 
 def _memory() -> float | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cers.cli.console import counted, note, say, say_json, say_table
+from cers.cli.console import MaskForeground, MaskThreshold, counted, mask_reading, note, say, say_json, say_table
 from cers.errors import CersError
 
 
@@ -17,6 +17,8 @@ def eval(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Another dataset with masks to score instead.")] = None,
     layout: Annotated[str, typer.Option(help="Layout of --data.")] = "auto",
+    mask_threshold: MaskThreshold = None,
+    mask_foreground: MaskForeground = None,
     part: Annotated[str | None, typer.Option(help="test or val, of the run's own split; test if not given.")] = None,
     pool: Annotated[
         Path | None, typer.Option(help="A knowledge pool to retrieve from instead of the run's own.")
@@ -38,8 +40,18 @@ def eval(
     part = part or "test"
     with counted("scoring") as on_case:
         summary = evaluate(
-            run, overrides or (), data=data, layout=layout, part=part, pool=pool, retrieval=retrieval, on_case=on_case
+            run,
+            overrides or (),
+            part=part,
+            data=data,
+            layout=layout,
+            mask=mask_reading(mask_threshold, mask_foreground),
+            pool=pool,
+            retrieval=retrieval,
+            on_case=on_case,
         )
+    if not summary.get("overlap_checked", True):
+        note("the run's own data are not at hand: whether it was trained on some of these cases was not checked")
     if as_json:
         say_json(summary)
         return

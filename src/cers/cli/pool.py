@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cers.cli.console import Cell, counted, say, say_json, say_table
+from cers.cli.console import Cell, MaskForeground, MaskThreshold, counted, mask_reading, say, say_json, say_table
 
 if TYPE_CHECKING:
     from cers.predict.pools import Neighbour, PoolFacts
@@ -22,6 +22,8 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder of the new pool.")],
     data: Annotated[Path | None, typer.Option(help="Annotated dataset to fill it with, not the run's own.")] = None,
     layout: Annotated[str, typer.Option(help="Layout of --data.")] = "auto",
+    mask_threshold: MaskThreshold = None,
+    mask_foreground: MaskForeground = None,
     keep_own: Annotated[bool, typer.Option("--keep-own", help="Beside --data keep the run's labelled cases.")] = False,
     split: Annotated[Path | None, typer.Option(help="Fill it with the labelled cases of this split instead.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the pool in --out.")] = False,
@@ -35,6 +37,7 @@ def build(
             out,
             data=data,
             layout=layout,
+            mask=mask_reading(mask_threshold, mask_foreground),
             keep_own=keep_own,
             split=split,
             overwrite=overwrite,

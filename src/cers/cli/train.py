@@ -17,8 +17,9 @@ def train(
         typer.Argument(help="Settings, e.g. data.path=brisc2025 train.steps=500 method.name=supervised"),
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="A preset (paper, authors-code, cpu, screen, demo) or a YAML file.")
-    ] = "cpu",
+        str | None,
+        typer.Option(help="A preset (paper, authors-code, cpu, screen, demo) or a YAML file; default cpu."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The new run's folder; default runs/<method>-seed<seed>.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing run.")] = False,
@@ -29,14 +30,16 @@ def train(
     from cers.errors import CersError
     from cers.methods.registry import METHODS
 
-    if resume is not None and (out is not None or overwrite):
-        raise CersError("--resume goes on in its own folder; leave out --out and --overwrite")
     if resume is not None:
-        with training_progress() as on_row:
-            run.resume(resume, overrides or (), on_row=on_row, on_decode=None)
+        if out is not None or overwrite or preset is not None:
+            raise CersError(
+                "--resume goes on in its own folder with its own settings; leave out --out, --overwrite and --preset"
+            )
+        with decoding_progress() as on_decode, training_progress() as on_row:
+            run.resume(resume, overrides or (), on_row=on_row, on_decode=on_decode)
         say(f"trained: {resume}; next: cers eval {quote(str(resume))}")
         return
-    config = load_config(preset, overrides or (), methods=METHODS)
+    config = load_config("cpu" if preset is None else preset, overrides or (), methods=METHODS)
     folder = out or Path("runs") / f"{config.method.name}-seed{config.seed}"
     with decoding_progress() as on_decode, training_progress() as on_row:
         run.train(config, folder, overwrite=overwrite, on_note=note, on_row=on_row, on_decode=on_decode)

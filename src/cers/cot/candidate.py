@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
-from cers.cot.measure import Grey, Mask, Scene
+from cers.cot.measure import Grey, Mask, Scene, mirrored
 
 _LEVELS = 12
 _AIRY = 0.15
@@ -98,13 +98,6 @@ def find_blobs(scene: Scene) -> list[Blob]:
             chosen = ((grey > level) == bright) & inner
             blobs += _blobs(chosen.astype(np.uint8), grey, depth, difference, float(body.sum()))
     return blobs
-
-
-def mirrored(grey: Grey, body: Mask) -> Grey:
-    """`grey` (H,W) reflected about the vertical axis through the middle of `body`."""
-    columns = np.nonzero(body.any(axis=0))[0]
-    shift = int(grey.shape[1] - 1 - columns.min() - columns.max())
-    return np.roll(grey[:, ::-1], -shift, axis=1)
 
 
 def _blobs(chosen: NDArray[np.uint8], grey: Grey, depth: Grey, difference: Grey, body_area: float) -> list[Blob]:

@@ -9,12 +9,10 @@ from pathlib import Path
 from cers.cot.rationale import MalformedRationale, parse_rationale, render
 from cers.cot.records import Role
 from cers.cot.store import AnnotationStore
-from cers.cot.texts import read_texts, repeats
+from cers.cot.texts import COLUMNS, read_texts, repeats
 from cers.data.tables import read_table
 from cers.errors import CersError
 from cers.files import write_atomic
-
-COLUMNS = ("image", "role", "cot")
 
 
 @dataclass(frozen=True)

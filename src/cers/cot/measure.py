@@ -69,19 +69,23 @@ def _noise(raw: Grey, body: Mask) -> float:
     return float(np.median(response)) / (0.6745 * 6)
 
 
+def mirrored(grey: Grey, body: Mask) -> Grey:
+    """`grey` (H,W) reflected about the vertical axis through the middle of `body`."""
+    columns = np.nonzero(body.any(axis=0))[0]
+    shift = int(grey.shape[1] - 1 - columns.min() - columns.max())
+    return np.roll(grey[:, ::-1], -shift, axis=1)
+
+
 def measure_image(scene: Scene) -> dict[str, float]:
     """Measurements that need no region: extent, contrast, noise, symmetry, dark spaces and bright structures."""
     tissue = scene.grey[scene.body]
     ys, xs = np.nonzero(scene.body)
-    mirrored = scene.grey[:, ::-1]
-    shift = int(scene.grey.shape[1] - 1 - xs.min() - xs.max())
-    mirrored = np.roll(mirrored, -shift, axis=1)
     return {
         "extent": float(scene.body.mean()),
         "elongation": float((np.ptp(ys) + 1) / (np.ptp(xs) + 1)),
         "level": float(np.median(tissue)),
         "noise": scene.noise,
-        "asymmetry": float(np.abs(scene.grey - mirrored)[scene.body].mean()),
+        "asymmetry": float(np.abs(scene.grey - mirrored(scene.grey, scene.body))[scene.body].mean()),
         "dark_spaces": float((tissue < 0.2).mean()),
         "bright_structures": float((tissue > 0.75).mean()),
         "detail": float(np.abs(cv2.Laplacian(scene.grey, cv2.CV_32F))[scene.body].mean()),

@@ -10,19 +10,18 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cers.config import MaskReading
 from cers.cot.describe import describe
 from cers.cot.rationale import MalformedRationale, parse_rationale, render
+from cers.cot.texts import COLUMNS
 from cers.data.case import Case
-from cers.data.images import read_image, read_mask
+from cers.data.images import read_image, read_mask_at
 from cers.errors import CersError
 from cers.files import write_atomic
 
-COLUMNS = ("image", "role", "cot")
 _SAVE_EVERY = 200
 
 Texts = dict[tuple[str, str], str]
@@ -94,13 +93,7 @@ def mask_of(case: Case, shape: tuple[int, ...], reading: MaskReading) -> NDArray
         if case.negative:
             return np.zeros(shape, bool)
         raise CersError("labelled but without mask")
-    mask = read_mask(case.mask, reading)
-    if mask.shape == shape:
-        return mask
-    height, width = shape
-    if abs(height * mask.shape[1] - width * mask.shape[0]) > 0.02 * width * mask.shape[0]:
-        raise CersError(f"mask is {mask.shape[1]}x{mask.shape[0]} but its image {width}x{height}")
-    return np.asarray(cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST), np.bool_)
+    return read_mask_at(case.mask, shape, reading)
 
 
 def _earlier_texts(out: Path, labelled_ids: Collection[str]) -> tuple[Texts, list[str]]:

@@ -12,6 +12,7 @@ from cers.data.names import key
 from cers.data.tables import read_table, role_of_table
 from cers.errors import CersError, nearest
 
+COLUMNS = ("image", "role", "cot")  # of the tables that we write
 _SQLITE = b"SQLite format 3\0"
 
 
@@ -101,7 +102,7 @@ def _tabled(path: Path, role: Role | None) -> list[Written]:
         )
     default = role or role_of_table(path)
     return [
-        Written(key(row["image"]), _role(row, default, path, line), row.get("cot", ""), f"{path.name}:{line}")
+        Written(key(row["image"]), _role(row, default, path, line), row["cot"], f"{path.name}:{line}")
         for line, row in table.rows
     ]
 

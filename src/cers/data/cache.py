@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cers.config import MaskReading
 from cers.data.case import Case
-from cers.data.images import read_image, read_mask
+from cers.data.images import read_image, read_mask, require_same_proportions
 from cers.errors import CersError
 from cers.files import write_atomic
 
@@ -248,14 +248,8 @@ def resize_mask(mask: NDArray[np.bool_], side: int) -> Pixels:
 
 
 def _check_shapes(images: _Rows, masks: _Rows, files: Mapping[str, Path]) -> None:
-    """A mask may have another resolution than its image, but not another shape."""
     for case_id, path in files.items():
-        (height, width), (mask_height, mask_width) = images.size(case_id), masks.size(case_id)
-        if abs(height * mask_width - width * mask_height) > 0.02 * width * mask_height:
-            raise CersError(
-                f"case '{case_id}': mask {path} is {mask_width}x{mask_height} but its image {width}x{height}; "
-                "run `cers data check`"
-            )
+        require_same_proportions(path, masks.size(case_id), images.size(case_id))
 
 
 def _state(path: Path) -> str:

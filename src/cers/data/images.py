@@ -66,6 +66,32 @@ def read_mask(path: Path, reading: MaskReading) -> NDArray[np.bool_]:
     return np.asarray(grey != 0)
 
 
+def read_mask_at(path: Path, shape: tuple[int, ...], reading: MaskReading) -> NDArray[np.bool_]:
+    """The same mask at the size (H,W) of its image, by nearest neighbours.
+
+    Raises:
+        CersError: as `read_mask`, or it has other proportions than the image.
+    """
+    mask = read_mask(path, reading)
+    if mask.shape == shape:
+        return mask
+    require_same_proportions(path, mask.shape, shape)
+    return np.asarray(cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST), np.bool_)
+
+
+def require_same_proportions(path: Path, mask: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """A mask may have another resolution than its image, but not another shape.
+
+    Raises:
+        CersError: height and width of the mask in `path` stand otherwise to each other, by more than 2 %.
+    """
+    (mask_height, mask_width), (height, width) = mask, image
+    if abs(height * mask_width - width * mask_height) > 0.02 * width * mask_height:
+        raise CersError(
+            f"mask {path} is {mask_width}x{mask_height} but its image {width}x{height}; run `cers data check`"
+        )
+
+
 def mask_values(path: Path) -> NDArray[Any]:
     """The sorted grey values, or palette indexes, that occur in a mask, as `read_mask` sees them.
 
@@ -237,6 +263,9 @@ def _doubt(values: NDArray[Any]) -> str:
     if values.dtype.kind == "f" and any(v != int(v) for v in values):
         return f"mask values {{{shown}}} are fractions; save the mask as 0 and 255"
     if len(values) <= 8:
-        return f"mask values {{{shown}}} leave open what is lesion; set e.g. data.mask.foreground={lesion}"
+        options = " ".join(f"--mask-foreground {v}" for v in lesion)
+        said = f"data.mask.foreground={lesion} (as options: {options})"
+        return f"mask values {{{shown}}} leave open what is lesion; set e.g. {said}"
     half = 128 if values[-1] <= 255 else min((int(values[-1]) + 1) // 2, DEEPEST_GREY)
-    return f"mask has {len(values)} values {{{shown}}}; set e.g. data.mask.threshold={half}"
+    said = f"data.mask.threshold={half} (as option: --mask-threshold {half})"
+    return f"mask has {len(values)} values {{{shown}}}; set e.g. {said}"

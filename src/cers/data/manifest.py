@@ -1,5 +1,6 @@
 """A dataset given as one table: a row per image, CSV or Parquet."""
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from cers.errors import CersError, nearest
 _SUFFIXES = (".csv", ".parquet")
 _COLUMNS = ("image", "mask", "report", "cot", "mask_cot", "group", "label", "part")
 _PARTS = ("train", "val", "test")
+_LONG = 200  # characters of a cell beyond which it is no file's name but, say, a report in the wrong column
 
 
 def find_manifest(path: Path) -> Path | None:
@@ -99,9 +101,11 @@ def _existing(table: Path, name: str | None, where: str, problems: list[Problem]
     if name is None:
         problems.append(Problem("error", "missing-file", where, "the row names no image"))
         return None
-    path = table.parent / name.strip()
-    if path.is_file():
+    name = name.strip()
+    path = table.parent / name
+    if os.path.isfile(path):  # before Python 3.14 `path.is_file()` fails on names that are too long
         return path
-    message = f"no file {name.strip()}; relative names count from {table.parent}"
+    shown = name if len(name) <= _LONG else f"{name[:_LONG]}…"
+    message = f"no file {shown}; relative names count from {table.parent}"
     problems.append(Problem("error", "missing-file", where, message))
     return None

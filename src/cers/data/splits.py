@@ -66,6 +66,16 @@ class Split:
         rest = set(self.order[len(chosen) :]) | (set(self.unlabelled) - set(self.order))
         return replace(self, labelled=chosen, unlabelled=sorted(rest))
 
+    def redrawn(self, cases: Sequence[Case], seed: int) -> Self:
+        """The same parts with as many training images labelled, drawn anew by `seed`.
+
+        A class that training has no mask of (`without_class`) still has none.
+        """
+        training = set(self.order)
+        groups = {case_id: self.groups.get(case_id, case_id) for case_id in training}
+        order = stratified_order([case for case in cases if case.id in training], groups, seed)
+        return replace(self, order=order).with_labelled(len(self.labelled))
+
     def without_class(self, name: str, cases: Sequence[Case]) -> Self:
         """The same split with no mask of class `name` in use: its training images are unlabelled, at every share.
 

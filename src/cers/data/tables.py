@@ -6,6 +6,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ _SAY_UTF8 = "is not UTF-8; save it again as UTF-8 CSV"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as strings by lower-case column name, each with its line number.
+    """Rows as strings by lower-case column name, each with its line number; cells that are missing are empty.
 
     `ragged` are lines with too many cells, `short` those of a CSV with too few; workbooks leave out empty cells.
     """
@@ -60,7 +61,7 @@ def read_table(path: Path) -> Table:
     ragged = [n for n, cells in filled if any(c.strip() for c in cells[len(columns) :])]
     last = max((number for number, column in enumerate(columns, start=1) if column), default=0)
     short = [] if workbook else [n for n, cells in filled if len(cells) < last]
-    rows = [(n, dict(zip(columns, cells, strict=False))) for n, cells in filled]
+    rows = [(n, dict(zip(columns, chain(cells, repeat("")), strict=False))) for n, cells in filled]
     return Table(path, columns, rows, ragged, short)
 
 
@@ -170,12 +171,12 @@ def _add(texts: Texts, table: Table, ids: Container[str], problems: list[Problem
         problems.append(Problem("error", "ragged-rows", where, message))
     report = next((c for c in _REPORT_COLUMNS if c in table.columns), None)
     if report:
-        _fill(texts.reports, [(row["image"], row.get(report, "")) for _, row in table.rows], where, ids, problems)
+        _fill(texts.reports, [(row["image"], row[report]) for _, row in table.rows], where, ids, problems)
     if "cot" not in table.columns:
         return
     for target in ("rationales", "mask_rationales"):
         default = cot or _ROLES[role_of_table(table.path)]
-        rows = [(row["image"], row.get("cot", "")) for _, row in table.rows if _role(row, default) == target]
+        rows = [(row["image"], row["cot"]) for _, row in table.rows if _role(row, default) == target]
         _fill(getattr(texts, target), rows, where, ids, problems)
     unknown = sorted({r for _, row in table.rows if (r := row.get("role", "").strip()) and r not in _ROLES})
     if unknown:

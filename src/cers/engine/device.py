@@ -35,6 +35,11 @@ def actual_precision(wanted: str) -> str:
     return "bf16" if cpu_has_bf16() else "no"
 
 
+def prediction_accelerator(trained_in: str) -> Accelerator:
+    """One to predict with: in the mixed precision of this machine, if it has one, after a training in any."""
+    return make_accelerator("no" if trained_in == "no" else actual_precision("auto"))
+
+
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies in bf16 (AVX-512 BF16, AMX, or Arm's BF16)."""
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binomtest
 
 from cers.evaluate.statistics import Interval
 
@@ -13,11 +13,8 @@ def proportion(successes: int, n: int, level: float = 0.95) -> Interval:
     """`successes` of `n` with the score interval of Wilson (1927), which holds near 0 and 1 too; NaN for n = 0."""
     if n == 0:
         return Interval(math.nan, math.nan, math.nan)
-    z = float(norm.ppf((1 + level) / 2))
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0))
+    ends = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Interval(successes / n, float(ends.low), float(ends.high))
 
 
 def cohen_kappa(

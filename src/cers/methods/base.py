@@ -165,7 +165,7 @@ class Method(nn.Module, ABC):
         Raises:
             CersError: the method has no retrieval, or no such strategy.
         """
-        raise CersError(f"method '{type(self).__name__.lower()}' retrieves nothing; leave out the retrieval strategy")
+        raise CersError("the method of this run retrieves nothing; leave out the retrieval strategy")
 
     def after_step(self) -> None:
         """Called after each optimiser step: teachers and pools follow here."""

@@ -57,7 +57,7 @@ class LeFeD(Method):
         self.network = DifferentialUNet(encoder, settings.gates, settings.dropout)
 
     def steps(self, batch: SemiBatch, progress: Progress) -> Iterator[StepResult]:
-        """Three steps, each after the first with the feedback of the one before."""
+        """`passes` steps, each after the first with the feedback of the one before."""
         images, masks, n = batch.joined().images, batch.labelled.required_masks, len(batch.labelled)
         feedback = None
         for _ in range(self.settings.passes):

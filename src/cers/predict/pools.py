@@ -2,22 +2,23 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cers.data.case import Case
+from cers.config import MaskReading
+from cers.data.case import Batch, Case
 from cers.data.layouts import load_cases
 from cers.data.loaders import evaluation_batches
 from cers.data.splits import load_split
-from cers.engine.device import make_accelerator
+from cers.engine.device import prediction_accelerator
 from cers.engine.weights import fingerprint
 from cers.errors import CersError
-from cers.material import Decoding, with_groups
-from cers.retrieval.pool import KnowledgePool, PoolEntry
+from cers.material import Decoding
+from cers.retrieval.pool import KnowledgePool, PoolEntry, PoolShape
 from cers.retrieval.search import cosine_similarity
 from cers.run import Run, load_run
 
@@ -60,6 +61,7 @@ def build_pool(
     *,
     data: Path | None = None,
     layout: str = "auto",
+    mask: MaskReading | None = None,
     keep_own: bool = False,
     split: Path | None = None,
     overwrite: bool = False,
@@ -69,30 +71,30 @@ def build_pool(
 
     It holds the labelled cases of the run, or those of another `split` of its dataset, or all annotated cases of the
     dataset `data`, with `keep_own` beside the run's. Their mask-informed rationales are embedded, the mask-free ones
-    where there are none. Masks are opened for a run whose references show theirs, and for no other.
+    where there are none. Masks are opened for a run whose references show theirs, and for no other; those of `data`
+    are read by `mask`, without which they must leave no doubt.
 
     Raises:
         CersError: no trained run, one whose method has no pool, no annotated case, an id that both datasets have, a
             case that the run validates or tests (by its id or, where the run's data are at hand, by its image file),
-            or `out` holds a pool already and `overwrite` is not set.
+            `mask` without `data`, or `out` holds a pool already and `overwrite` is not set.
     """
     _require_free(out, overwrite)
+    if data is None and mask not in (None, MaskReading()):
+        raise CersError("how masks are read can be said of --data only; the run's own are read as in training")
     run = load_run(folder)
-    if run.method.pool is None:
-        raise CersError(
-            f"{folder} is a run of '{run.config.method.name}', which has no knowledge pool; use one of cers"
-        )
-    shape = run.method.pool.shape
-    cases = _entries(run, data, layout, keep_own, split)
-    if not (with_masks := shape.prototypes > 0 or shape.areas):  # then masks need not be decoded
-        cases = [replace(case, mask=None, negative=False) for case in cases]
-    pool = KnowledgePool([PoolEntry(c.id, c.group, c.label) for c in cases], shape)
-    accelerator = make_accelerator(run.config.train.precision)
+    shape = _pool_of(run).shape
+    own = _own(run, split) if data is None or keep_own or split is not None else []
+    other = [] if data is None else _other(run, data, layout)
+    if twice := {case.id for case in own} & {case.id for case in other}:
+        raise CersError(f"'{min(twice)}' is a case of the run and of {data} ({len(twice)} such ids); rename the files")
+    pool = KnowledgePool([PoolEntry(c.id, c.group, c.label) for c in (*own, *other)], shape)
+    accelerator = prediction_accelerator(run.config.train.precision)
     method, pool = run.method.to(accelerator.device).eval(), pool.to(accelerator.device)
-    maker = run.maker(cases, [case.id for case in cases], on_decode)
-    batches = evaluation_batches(maker, [case.id for case in cases], BATCH, with_masks=with_masks)
     with accelerator.autocast():
-        method.fill_pool(pool, (batch.to(accelerator.device) for batch in batches))
+        for beside, cases in ((run, own), (run.reading_masks(mask), other)):
+            batches = _clean(beside, cases, shape, on_decode)
+            method.fill_pool(pool, (batch.to(accelerator.device) for batch in batches))
     pool.save(out, encoder=fingerprint(method.encoder))
     return pool
 
@@ -101,8 +103,9 @@ def load_pool(run: Run, folder: Path) -> KnowledgePool:
     """A saved pool, if it fits the run's encoder.
 
     Raises:
-        CersError: it does not.
+        CersError: it does not, or the run's method has no pool.
     """
+    _pool_of(run)
     return KnowledgePool.load(folder, encoder=fingerprint(run.method.encoder))
 
 
@@ -164,27 +167,40 @@ def _require_free(out: Path, overwrite: bool) -> None:
         raise CersError(f"{out} holds something else than a pool; name another folder with --out")
 
 
-def _entries(run: Run, data: Path | None, layout: str, keep_own: bool, split: Path | None) -> list[Case]:
-    own: list[Case] = []
-    if data is None or keep_own or split is not None:
-        known = run.cases()
-        own = [known[id_] for id_ in (run.split.labelled if split is None else _labelled(split, run))]
-    other = [] if data is None else with_groups(load_cases(data, layout), run.split)
-    other = [case for case in other if case.annotated]
-    if data is not None and not other:
-        raise CersError(f"{data} has no annotated case; a pool is filled with cases whose lesion is known")
-    _require_unseen(other, run, f"{data} has", "leave them out of it")
-    if twice := {case.id for case in own} & {case.id for case in other}:
-        raise CersError(f"'{min(twice)}' is a case of the run and of {data} ({len(twice)} such ids); rename the files")
-    return [*own, *other]
+def _pool_of(run: Run) -> KnowledgePool:
+    if run.method.pool is None:
+        raise CersError(
+            f"{run.folder} is a run of '{run.config.method.name}', which has no knowledge pool; use one of cers"
+        )
+    return run.method.pool
 
 
-def _labelled(path: Path, run: Run) -> list[str]:
-    """The labelled ids of another split of the run's dataset."""
+def _own(run: Run, split: Path | None) -> list[Case]:
+    """The labelled cases of the run, or those of another split of its dataset."""
     known = run.cases()
-    ids = load_split(path, list(known.values())).labelled
-    _require_unseen([known[id_] for id_ in ids], run, f"{path} labels", "name another split")
-    return ids
+    if split is None:
+        return [known[id_] for id_ in run.split.labelled]
+    cases = [known[id_] for id_ in load_split(split, list(known.values())).labelled]
+    _require_unseen(cases, run, f"{split} labels", "name another split")
+    return cases
+
+
+def _other(run: Run, data: Path, layout: str) -> list[Case]:
+    """The annotated cases of another dataset, or of another table of the run's: then its groups hold there too."""
+    cases = [case for case in load_cases(data, layout) if case.annotated]
+    if not cases:
+        raise CersError(f"{data} has no annotated case; a pool is filled with cases whose lesion is known")
+    _require_unseen(cases, run, f"{data} has", "leave them out of it")
+    return run.grouped(cases)
+
+
+def _clean(run: Run, cases: Sequence[Case], shape: PoolShape, on_decode: Decoding | None) -> Iterator[Batch]:
+    """Batches of `cases` as they are. Masks that such a pool does not keep are not opened."""
+    if not (with_masks := shape.prototypes > 0 or shape.areas):
+        cases = [replace(case, mask=None, negative=False) for case in cases]
+    ids = [case.id for case in cases]
+    if cases:
+        yield from evaluation_batches(run.maker(cases, ids, on_decode), ids, BATCH, with_masks=with_masks)
 
 
 def _require_unseen(cases: Sequence[Case], run: Run, who: str, instead: str) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from cers.data.case import Batch, Case
 from cers.data.loaders import evaluation_batches, restore
 from cers.data.prediction import CasePrediction, Reference
-from cers.engine.device import actual_precision, make_accelerator
-from cers.material import Decoding, unannotated
+from cers.engine.device import prediction_accelerator
+from cers.material import unannotated
 from cers.methods.base import Evidence, Prediction
 from cers.retrieval.pool import KnowledgePool
 from cers.run import Run
@@ -28,17 +28,13 @@ class Predictor:
         CersError: an image cannot be read.
     """
 
-    def __init__(
-        self, run: Run, cases: Sequence[Case], *, pool: KnowledgePool | None = None, on_decode: Decoding | None = None
-    ) -> None:
-        # A run trained in mixed precision predicts in the one of this machine, which may have another or none.
-        mixed = run.config.train.precision != "no"
-        self.accelerator = make_accelerator(actual_precision("auto") if mixed else "no")
+    def __init__(self, run: Run, cases: Sequence[Case], *, pool: KnowledgePool | None = None) -> None:
+        self.accelerator = prediction_accelerator(run.config.train.precision)
         self.method = run.method.to(self.accelerator.device).eval()
         if pool is not None:
             self.method.pool = pool.to(self.accelerator.device)
         self.ids = [case.id for case in cases]
-        self.maker = run.maker([unannotated(case) for case in cases], on_decode=on_decode)
+        self.maker = run.maker([unannotated(case) for case in cases])
 
     def predict(self, *, compare_without_evidence: bool = False) -> Iterator[CasePrediction]:
         """One prediction per case in order; with `compare_without_evidence` also one with retrieval switched off."""

@@ -37,10 +37,10 @@ class ShownReference:
 class ShownCase:
     """A query with its prediction and the evidence behind it.
 
-    `heading` is best, median, worst or example. `probability`, each of `branches` and `without_evidence` (H,W) are in
-    [0, 1]; `truth` (H,W) is None where nobody annotated the image. `references` are in order of rank, `rejected` in
-    order of image similarity; both are empty for a method without evidence. `at_least` is the share of the image that
-    the lesion covers by what the references say, 0 where they do not.
+    `heading` is chosen, best, median, worst or example. `probability`, each of `branches` and `without_evidence` (H,W)
+    are in [0, 1]; `truth` (H,W) is None where nobody annotated the image. `references` are in order of rank, `rejected`
+    in order of image similarity; both are empty for a method without evidence. `at_least` is the share of the image
+    that the lesion covers by what the references say, 0 where they do not.
 
     Raises:
         ValueError: a map has not the size of `image`.
