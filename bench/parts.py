@@ -6,7 +6,8 @@
 Counted are the runs of a study, or of an archive, that have the split's test part and every setting of the preset. A
 part is the difference of two answers to the same images: by other methods, by other branches of the same network, or by
 the same network with other references (`cers eval RUN --retrieval random`). Intervals are over images and trainings
-(`difference_interval`), p over images (`paired_permutation`), in parentheses the number of trainings.
+(`difference_interval`), p over images (`paired_permutation`, in the table of labels after Holm), in parentheses the
+number of trainings.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from cers.config import load_config
 from cers.data.splits import read_split
 from cers.errors import CersError
 from cers.evaluate.render import interval, markdown, signed
-from cers.evaluate.statistics import difference_interval, paired_permutation
+from cers.evaluate.statistics import difference_interval, holm, paired_permutation
 from cers.evaluate.table import DECLARED, read_cases_csv
 from cers.methods.registry import METHODS
 from cers.study.plan import run_key
@@ -53,18 +54,24 @@ OTHERS = ("ucmt", "unimatch-v2", "supervised", "unet-text")
 
 
 class Training(NamedTuple):
-    """A finished run; `labels` is how many cases it saw with their masks."""
+    """A finished run; `labelled` are the cases that it saw with their masks."""
 
     folder: Path
     method: str
-    labels: int
+    labelled: frozenset[str]
     seed: int
+
+    @property
+    def labels(self) -> int:
+        """How many these are."""
+        return len(self.labelled)
 
 
 class Scores(NamedTuple):
-    """A metric of each image (N,) by seed, and the groups of the images."""
+    """A metric of each image (N,) by seed, the cases that its training saw masks of, and the groups of the images."""
 
     by_seed: dict[int, NDArray[np.float64]]
+    labelled: dict[int, frozenset[str]]
     groups: list[str | None]
 
 
@@ -88,7 +95,7 @@ class Archive:
             name, seed = config.method.name, config.seed
             usual = load_config(preset, [f"method.name={name}", f"seed={seed}", "data.path=."], methods=METHODS)
             if set(shown.test) == test and folder.name.endswith(run_key(usual, shown)):
-                self.runs.append(Training(folder, name, len(shown.labelled), seed))
+                self.runs.append(Training(folder, name, frozenset(shown.labelled), seed))
         scored = [
             run for run in self.runs if run.method == "cers" and (run.folder / evaluation / "cases.csv").is_file()
         ]
@@ -101,31 +108,42 @@ class Archive:
     def scores(self, answer: Answer, labels: int) -> Scores:
         """What `answer` scored after the trainings with so many labels."""
         found, groups = dict[int, NDArray[np.float64]](), list[str | None]()
+        labelled: dict[int, frozenset[str]] = {}
         for run in self.runs:
             name = "-".join([self.evaluation, *([answer.retrieval] if answer.retrieval else [])])
             table = run.folder / name / "cases.csv"
             if (run.method, run.labels) == (answer.method, labels) and table.is_file():
+                if run.seed in found:
+                    raise CersError(f"two runs of '{run.method}' have seed {run.seed} and {labels} labels; keep one")
+                labelled[run.seed] = run.labelled
                 rows = sorted((r for r in read_cases_csv(table) if r.branch == answer.branch), key=lambda r: r.id)
                 found[run.seed] = np.array([getattr(row.metrics, self.metric) for row in rows], np.float64)
                 groups = [row.group for row in rows]
-        return Scores(found, groups)
+        return Scores(found, labelled, groups)
 
     def pairs(self, first: Answer, second: Answer, labels: int) -> Pairs | None:
-        """Both answers by the seeds that both have; None where there are none."""
+        """Both answers by the seeds that both have; None where there are none.
+
+        Raises:
+            CersError: they learned from different labelled cases.
+        """
         a, b = self.scores(first, labels), self.scores(second, labels)
         seeds = sorted(a.by_seed.keys() & b.by_seed.keys())
         if not seeds:
             return None
+        if any(a.labelled[seed] != b.labelled[seed] for seed in seeds):
+            raise CersError(f"'{first.method}' and '{second.method}' saw different sets of {labels} labelled cases")
         return Pairs(np.array([a.by_seed[s] for s in seeds]), np.array([b.by_seed[s] for s in seeds]), a.groups)
 
 
 def parts_table(archive: Archive) -> Iterator[list[str]]:
-    """One row a part, one column a number of labels; the last counts every training, whatever its labels."""
+    """One row a part, one column a number of labels; the last, of every training, where all have equally many."""
     yield ["part", *(f"{labels} labels" for labels in archive.columns), "all trainings"]
     for name, (with_it, without) in PARTS.items():
         cells = [archive.pairs(with_it, without, labels) for labels in archive.columns]
         known = [cell for cell in cells if cell is not None]
-        together = [_difference(_joined(known), "higher in {} of {}")] if known else [""]
+        even = len({len(cell.a) for cell in known}) == 1
+        together = [_difference(_joined(known), "higher in {} of {}")] if even else [""]
         yield [name, *("" if cell is None else _difference(cell, "{1}") for cell in cells), *together]
 
 
@@ -133,26 +151,34 @@ def labels_table(archive: Archive) -> Iterator[list[str]]:
     """CERS less others that had the next larger number of labels."""
     steps = list(itertools.pairwise(archive.columns))
     yield ["CERS with − the other with", *(f"{few} − {more}" for few, more in steps)]
+    found = {(other, step): _across(archive, other, *step) for other in OTHERS for step in steps}
+    known = {place: pairs for place, pairs in found.items() if pairs is not None}
+    p = dict(zip(known, holm([_p(pairs) for pairs in known.values()]), strict=True))
     for other in OTHERS:
-        yield [other, *(_across(archive, other, few, more) for few, more in steps)]
+        cells = [(known.get((other, step)), p.get((other, step), 1.0)) for step in steps]
+        yield [other, *("" if c is None else f"{_said(c, p, paired=False)} ({len(c.a)}, {len(c.b)})" for c, p in cells)]
 
 
-def _across(archive: Archive, other: str, few: int, more: int) -> str:
+def _across(archive: Archive, other: str, few: int, more: int) -> Pairs | None:
+    """All trainings of CERS with `few` labels, and of another method with `more`; their seeds are no pairs."""
     mine, theirs = archive.scores(Answer("cers"), few), archive.scores(Answer(other), more)
     if not mine.by_seed or not theirs.by_seed:
-        return ""
+        return None
     a, b = (np.array([scores.by_seed[seed] for seed in sorted(scores.by_seed)]) for scores in (mine, theirs))
-    return _said(a, b, mine.groups, paired=False) + f" ({len(a)}, {len(b)})"
+    return Pairs(a, b, mine.groups)
 
 
 def _difference(pairs: Pairs, trainings: str) -> str:
     ahead = int((pairs.a.mean(axis=1) > pairs.b.mean(axis=1)).sum())
-    return f"{_said(*pairs, paired=True)} ({trainings.format(ahead, len(pairs.a))})"
+    return f"{_said(pairs, _p(pairs), paired=True)} ({trainings.format(ahead, len(pairs.a))})"
 
 
-def _said(a: NDArray[np.float64], b: NDArray[np.float64], groups: Sequence[str | None], *, paired: bool) -> str:
-    found = difference_interval(a, b, groups, paired_seeds=paired)
-    p = paired_permutation(a.mean(axis=0), b.mean(axis=0), groups)
+def _p(pairs: Pairs) -> float:
+    return paired_permutation(pairs.a.mean(axis=0), pairs.b.mean(axis=0), pairs.groups)
+
+
+def _said(pairs: Pairs, p: float, *, paired: bool) -> str:
+    found = difference_interval(*pairs, paired_seeds=paired)
     return f"{signed(found.mean)} {interval(found.low, found.high)}, p = {p:.4f}"
 
 

@@ -25,10 +25,17 @@ def split_of(labels: int) -> Split:
 
 
 def add_run(
-    study: Path, method: str, labels: int, seed: int, dice: dict[str, float], *others: str, test: Sequence[str] = TEST
+    study: Path,
+    method: str,
+    labels: int,
+    seed: int,
+    dice: dict[str, float],
+    *others: str,
+    test: Sequence[str] = TEST,
+    order: Sequence[str] = TRAIN,
 ) -> Path:
     """A finished run under `screen` with settings `others`, whose branches have these scores on every image."""
-    split = replace(split_of(labels), test=[*test])
+    split = replace(split_of(labels), test=[*test], labelled=[*order[:labels]], unlabelled=[*order[labels:]])
     config = load_config("screen", [f"method.name={method}", f"seed={seed}", "data.path=.", *others], methods=METHODS)
     folder = study / "runs" / f"{method}-{labels}-seed{seed}-{run_key(config, split)}"
     add_scores(folder / "eval", dice)
@@ -56,6 +63,14 @@ def tables(study: Path, split: Path, *options: str) -> list[dict[str, str]]:
         {line.split(" | ")[0].removeprefix("| "): line.partition(" | ")[2] for line in table.splitlines()}
         for table in said.strip().split("\n\n")
     ]
+
+
+def error_of(study: Path, split: Path, *options: str) -> str:
+    said = subprocess.run([sys.executable, SCRIPT, "screen", split, study, *options], capture_output=True, text=True)
+    assert said.returncode == 1
+    assert said.stderr.startswith("error: ")
+    assert "Traceback" not in said.stderr
+    return said.stderr
 
 
 @pytest.fixture
@@ -107,11 +122,15 @@ def test_runs_of_other_settings_or_other_test_images_do_not_count(study: Path, s
     assert tables(study, split) == before
 
 
+def test_runs_that_saw_other_masks_are_no_pair(study: Path, split: Path) -> None:
+    add_run(study, "unet-text", 6, 0, {"declared": 0.5}, order=TRAIN[::-1])
+    assert "saw different sets of 6 labelled cases" in error_of(study, split)
+
+
+def test_two_trainings_of_one_seed_are_refused(study: Path, split: Path) -> None:
+    add_run(study, "cers", 6, 1, {"declared": 0.8, "both": 0.8, "retrieval": 0.8}, order=TRAIN[::-1])
+    assert "two runs of 'cers' have seed 1 and 6 labels" in error_of(study, split)
+
+
 def test_where_nothing_is_to_be_counted_it_says_so(study: Path, split: Path) -> None:
-    said = subprocess.run(
-        [sys.executable, SCRIPT, "screen", split, study, "--scores", "eval-val"], capture_output=True, text=True
-    )
-    assert said.returncode == 1
-    assert said.stderr.startswith("error: ")
-    assert "no run of 'cers' under 'screen'" in said.stderr
-    assert "Traceback" not in said.stderr
+    assert "no run of 'cers' under 'screen'" in error_of(study, split, "--scores", "eval-val")

@@ -14,6 +14,7 @@ from cers.data.case import Case
 from cers.data.prediction import CasePrediction
 from cers.data.splits import make_split, save_split
 from cers.errors import CersError
+from cers.evaluate import notes
 from cers.evaluate.compare import compare, compare_sections
 from cers.evaluate.comparison_table import (
     cost_rows,
@@ -104,7 +105,7 @@ def test_markdown_has_a_head_a_line_for_each_method_and_says_what_its_intervals_
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith("| weak | 2 | 24 (12 groups) | 0.")
     assert all(cell.strip() for line in lines for cell in line.strip("|").split("|"))
-    assert any("covers cases and, from two seeds on, seeds" in line for line in text)
+    assert any("interval covers cases and, where either has two seeds or more, seeds" in line for line in text)
 
 
 def test_latex_is_balanced_and_escapes_what_it_must(runs):
@@ -205,6 +206,30 @@ def test_differences_are_paired_by_seed(tmp_path):
     assert any("between 2 and 3 seeds" in note for note in notes)
 
 
+def test_one_common_seed_is_no_pair_and_a_single_seed_varies_as_the_others_do(tmp_path):
+    weak = [with_facts(make_run(tmp_path / f"w{s}", 0.08, s), s) for s in (0, 1, 2)]
+    strong = [with_facts(make_run(tmp_path / f"s{s}", 0.01, s + 10), s) for s in (2, 3, 4)]
+    three = compare({"weak": weak, "strong": strong}, "weak")
+    line, baseline = three.rows[1].dice, three.rows[0].dice
+    assert line.pairs == 0
+    assert line.difference == pytest.approx(line.mean - baseline.mean)
+    one = compare({"weak": weak, "strong": strong[:1]}, "weak").rows[1].dice
+    alone = compare({"weak": weak[2:], "strong": strong[:1]}, "weak")
+    assert one.pairs == 0
+    assert one.difference_high - one.difference_low > (
+        alone.rows[1].dice.difference_high - alone.rows[1].dice.difference_low
+    )
+    assert any("With a single seed nothing is known" in note for note in alone.notes)
+
+
+def test_few_groups_are_named(runs, monkeypatch):
+    assert "Only 12 independent groups of cases: intervals and p are surer than so few allow." in (
+        compare(runs, "weak").notes
+    )
+    monkeypatch.setattr(notes, "FEW_GROUPS", 12)
+    assert not any("independent groups" in note for note in compare(runs, "weak").notes)
+
+
 def test_evaluations_of_one_run_are_compared_as_methods_are(tmp_path):
     own = [with_facts(make_run(tmp_path / f"r{s}", 0.02, s), s) for s in (0, 1)]
     for s, folder in enumerate(own):
@@ -224,7 +249,7 @@ def test_evaluations_of_one_run_are_compared_as_methods_are(tmp_path):
 )
 def test_cases_of_one_class_or_size_are_compared_alone(runs, only, n):
     table = compare(runs, "weak", only)
-    assert [note for note in table.notes if note.startswith("Only")] == [
+    assert [note for note in table.notes if note.startswith("Only test")] == [
         f"Only test cases with {trait} '{value}'." for trait, value in only.items()
     ]
     alike = next(row for row in table.rows if row.method == "alike").dice
@@ -343,6 +368,24 @@ def test_a_section_must_have_seen_the_same_masks(runs):
     assert any("different numbers of masks" in note for note in compare(few, "weak").notes)
     with pytest.raises(CersError, match="trained on different labelled cases"):
         compare_sections({"25 %": few}, "weak")
+
+
+def test_seeds_may_have_labelled_images_of_their_own(tmp_path):
+    cases = [Case(f"t{i}", Path(f"t{i}.png"), mask=Path(f"t{i}.png")) for i in range(40)]
+    split = make_split(cases, strategy="paper", seed=0, labelled=0.5)
+    made = {
+        name: [with_facts(make_run(tmp_path / f"{name}{s}", noise, 10 * i + s), s) for s in (0, 1)]
+        for i, (name, noise) in enumerate({"weak": 0.08, "strong": 0.01}.items())
+    }
+    for folders in made.values():
+        for seed, folder in enumerate(folders):
+            save_split(split.redrawn(cases, seed), folder / "split.json")
+    table = compare_sections({"50 %": made}, "weak")
+    assert table.rows[1].dice.pairs == 2
+    assert "50 %: each seed has labelled images of its own, so that seeds vary by them as well." in table.notes
+    save_split(split.redrawn(cases, 0), made["weak"][1] / "split.json")
+    with pytest.raises(CersError, match="trained on different labelled cases"):
+        compare_sections({"50 %": made}, "weak")
 
 
 def test_costs_are_means_over_seeds_and_text_readers_are_marked(tmp_path):

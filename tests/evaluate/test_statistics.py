@@ -192,6 +192,19 @@ def test_unpaired_seeds_follow_welch():
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high))
 
 
+def test_a_single_seed_is_taken_to_vary_as_the_others_do():
+    rng = np.random.default_rng(12)
+    held = cases = 0
+    for trial in range(300):
+        a, b = (rng.normal(0, 0.1, (s, 1)) + rng.normal(0, 0.1, (s, 40)) for s in (4, 1))
+        found = difference_interval(a, b, paired_seeds=False, n=200, seed=trial)
+        alone = bootstrap_interval(a.mean(axis=0) - b[0], n=200, seed=trial)
+        held += found.low <= 0 <= found.high
+        cases += alone.low <= 0 <= alone.high
+    assert 0.92 <= held / 300 <= 0.99
+    assert cases / 300 <= 0.5
+
+
 def test_difference_of_other_cases_or_unpaired_numbers_of_seeds_is_refused():
     with pytest.raises(ValueError, match="differ in shape"):
         difference_interval(np.zeros((2, 3)), np.zeros((2, 4)), paired_seeds=False)

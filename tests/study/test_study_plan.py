@@ -8,6 +8,7 @@ from tiny_study import values, write_folds, write_study
 
 from cers.config import dump_config
 from cers.data.case import Case
+from cers.data.layouts import load_cases
 from cers.data.prediction import CasePrediction
 from cers.data.splits import load_split, save_split
 from cers.errors import CersError
@@ -187,6 +188,19 @@ def test_folds_are_runs_of_their_own_by_seed(tmp_path, folds):
     assert keys(alone) == {run.key for run in plan.runs if run.fold == 2}
 
 
+def test_each_seed_may_have_labelled_images_of_its_own(tmp_path, scans, split_file):
+    cases = load_cases(scans)
+    split = load_split(split_file)
+    for seed in (0, 1):
+        save_split(split.redrawn(cases, seed + 5), tmp_path / f"split-{seed}.json")
+    plan = plan_of(tmp_path, [f"data.path={scans}", f"data.split={tmp_path}/split-{{seed}}.json"])
+    assert {(run.seed, run.config.data.split.name) for run in plan.runs} == {(0, "split-0.json"), (1, "split-1.json")}
+    labelled = {run.seed: set(run.split.labelled) for run in plan.runs}
+    assert len(labelled[0]) == len(labelled[1])
+    assert labelled[0] != labelled[1]
+    assert len({run.family for run in plan.runs}) == 2
+
+
 def test_folds_that_are_none_are_refused(tmp_path, here, folds):
     with pytest.raises(CersError, match=r"folds 1 and 2 both test .*--folds.*split-\{fold\}\.json"):
         plan_of(tmp_path, [*here, "data.rationales=r-{fold}.csv"], folds=[1, 2])
@@ -205,7 +219,7 @@ def test_a_seed_counts_once_all_its_folds_are_done(tmp_path, folds):
             _pretend(plan, run)
     table = study_table(plan)
     assert {row.method: (row.dice.seeds, row.dice.n) for row in table.rows} == {"plain": (2, 24), "teacher": (1, 24)}
-    assert table.rows[1].dice.pairs == 1
+    assert table.rows[1].dice.pairs == 0  # one seed in common is no pair
     for run in plan.runs:
         if (run.row, run.seed, run.fold) == ("teacher", 0, 1):
             shutil.rmtree(plan.folder(run))

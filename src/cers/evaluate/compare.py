@@ -32,9 +32,9 @@ class Comparison:
     `mean`, with its 95 % bootstrap interval `low` to `high`, is of the per-case means over seeds; the interval is over
     cases (whole groups) for these trained networks, and `spread`, the standard deviation of the seeds' means, is not in
     it. `difference` to the reference is paired by case and over the `pairs` seeds that both have (by case alone, over
-    all seeds, where they have none in common: `pairs` 0); `difference_low` to `difference_high` covers cases and, from
-    two seeds on, seeds. `p` is of the paired permutation test over cases, `p_holm` the same adjusted for all
-    comparisons with a reference under this metric in the whole table. NaN: not known.
+    all seeds, where they have fewer than two in common: `pairs` 0); `difference_low` to `difference_high` covers cases
+    and, where either has two seeds or more, seeds. `p` is of the paired permutation test over cases, `p_holm` the same
+    adjusted for all comparisons with a reference under this metric in the whole table. NaN: not known.
     """
 
     section: str
@@ -195,10 +195,10 @@ def _line(
 
 
 def _paired(runs: Sequence[ScoredRun], baseline: Sequence[ScoredRun]) -> tuple[Sequence[ScoredRun], ...]:
-    """The runs of the seeds that both have, in the same order; all runs as they are where there are none."""
+    """The runs of the seeds that both have, in the same order; all runs as they are where that is one seed or none."""
     mine, theirs = ({run.seed: run for run in those if run.seed is not None} for those in (runs, baseline))
     common = sorted(mine.keys() & theirs.keys())
-    return ([mine[seed] for seed in common], [theirs[seed] for seed in common]) if common else (runs, baseline)
+    return ([mine[seed] for seed in common], [theirs[seed] for seed in common]) if len(common) > 1 else (runs, baseline)
 
 
 def _adjusted(rows: Sequence[Row]) -> tuple[Row, ...]:

@@ -81,9 +81,10 @@ def legend(table: ComparisonTable) -> list[str]:
         lines.append("Overview: mean Dice ± standard deviation of seeds (number of seeds).")
     if table.comparisons:
         lines.append(
-            f"Δ: difference to {table.reference}, paired by case and seed; its 95 % interval covers cases and, from "
-            "two seeds on, seeds. p: paired permutation test over cases or groups, Holm-adjusted for "
-            f"{table.comparisons} comparisons under the same metric; only the interval knows that seeds differ."
+            f"Δ: difference to {table.reference}, paired by case and, from two common seeds on, by seed; its 95 % "
+            "interval covers cases and, where either has two seeds or more, seeds. p: paired permutation test over "
+            f"cases or groups, Holm-adjusted for {table.comparisons} comparisons under the same metric; only the "
+            "interval knows that seeds differ."
         )
     if any(row.reads_text for row in table.rows):
         lines.append(f"{TEXT_MARK} reads a text (report or rationale) at test time.")

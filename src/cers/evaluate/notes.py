@@ -5,6 +5,7 @@ from itertools import chain
 from statistics import fmean
 
 from cers.evaluate.scored import ScoredRun, Trait
+from cers.evaluate.statistics import FEW_GROUPS, group_index
 
 Sections = Mapping[str, Mapping[str, Sequence[ScoredRun]]]
 
@@ -26,8 +27,8 @@ _EXPECTED = (
 def comparison_notes(sections: Sections, reference: str, only: Mapping[Trait, str]) -> tuple[str, ...]:
     """Which cases were chosen, and a line for each difference between the runs that is not method, seed or share."""
     chosen = [f"Only test cases with {trait} '{value}'." for trait, value in only.items()]
-    told = (_settings(sections, reference), _circumstances(sections), _folds(sections), _seeds(sections))
-    return (*chosen, *chain.from_iterable(told), *_labels(sections))
+    circumstances = (_circumstances(sections), _folds(sections), _groups(sections), _seeds(sections))
+    return (*chosen, *_settings(sections, reference), *chain.from_iterable(circumstances), *_labels(sections))
 
 
 def _settings(sections: Sections, reference: str) -> Iterator[str]:
@@ -69,13 +70,28 @@ def _folds(sections: Sections) -> Iterator[str]:
 def _seeds(sections: Sections) -> Iterator[str]:
     counts = {len(mine) for runs in sections.values() for mine in runs.values()}
     if len(counts) > 1:
-        yield f"Rows have between {min(counts)} and {max(counts)} seeds; differences are over the seeds both have."
-    if 1 in counts:
+        yield (
+            f"Rows have between {min(counts)} and {max(counts)} seeds; a difference is over the seeds that both have, "
+            "over all of each where these are fewer than two. A single seed is taken to vary as the others do."
+        )
+    if counts == {1}:
         yield "With a single seed nothing is known of what another would give: the interval is over cases only."
+
+
+def _groups(sections: Sections) -> Iterator[str]:
+    run = next(_runs(sections))
+    groups = len(set(group_index([row.group for row in run.rows.values()])))
+    if 1 < groups < FEW_GROUPS:
+        yield f"Only {groups} independent groups of cases: intervals and p are surer than so few allow."
 
 
 def _labels(sections: Sections) -> Iterator[str]:
     for section, runs in sections.items():
+        chosen = {run.seed: run.labelled for mine in runs.values() for run in mine if run.labelled}
+        same_size = {tuple(map(len, folds)) for folds in chosen.values()}
+        if len(same_size) == 1 < len({tuple(map(frozenset, folds)) for folds in chosen.values()}):
+            of = f"{section}: e" if section else "E"
+            yield f"{of}ach seed has labelled images of its own, so that seeds vary by them as well."
         counts = {fmean(map(len, run.labelled)) for mine in runs.values() for run in mine if run.labelled}
         if not section and len(counts) > 1:
             yield f"Rows were trained with different numbers of masks: {', '.join(f'{n:g}' for n in sorted(counts))}."

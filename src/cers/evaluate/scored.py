@@ -168,15 +168,15 @@ def require_same_cases(first: ScoredRun, other: ScoredRun) -> None:
 
 
 def require_same_labels(runs: Sequence[ScoredRun], section: str) -> None:
-    """Refuse a section of a table whose runs saw different masks.
+    """Refuse a section of a table in which runs of one seed saw different masks.
 
     Raises:
         CersError: two of them did.
     """
-    known = [run for run in runs if run.splits]
-    for run in known[1:]:
-        if known[0].labelled != run.labelled:
-            raise CersError(f"{section}: {known[0].folder} and {run.folder} were trained on different labelled cases")
+    first: dict[int | None, ScoredRun] = {}
+    for run in runs:
+        if run.splits and (other := first.setdefault(run.seed, run)).labelled != run.labelled:
+            raise CersError(f"{section}: {other.folder} and {run.folder} were trained on different labelled cases")
 
 
 def _parts(run: ScoredRun) -> list[dict[str, set[str]]]:

@@ -45,7 +45,7 @@ class Study(Section):
     preset: str = "cpu"
     settings: dict[str, Any] = Field({}, description="of every run")
     labelled: tuple[Share, ...] = Field((1.0,), min_length=1)
-    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each stands for {seed} in the settings")
     folds: tuple[int, ...] = Field((), description="each stands for {fold} in the settings; their cases are pooled")
     rows: tuple[StudyRow, ...] = Field(min_length=1)
     part: Literal["test", "val"] = Field("test", description="what its runs are scored on; val to choose settings by")
@@ -105,7 +105,7 @@ class Study(Section):
     def config(
         self, row: StudyRow, share: Share, seed: int, overrides: Sequence[str] = (), fold: int | None = None
     ) -> RunConfig:
-        """The configuration of one run; `overrides` come last, and `fold` stands wherever a setting says {fold}.
+        """The configuration of one run; `overrides` come last. Where a setting says {seed} or {fold} stand these.
 
         Raises:
             CersError: a bad setting, an override of what the grid varies, or {fold} in a study without folds.
@@ -116,7 +116,7 @@ class Study(Section):
                 raise CersError(f"{key} is what the study varies; {_OF_THE_GRID[key]}")
         grid = {"data.labelled": share, "seed": seed}
         own = [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **row.settings, **grid}.items()]
-        settings = [*own, *overrides]
+        settings = [setting.replace(_SEED, str(seed)) for setting in (*own, *overrides)]
         if fold is not None:
             settings = [setting.replace(_FOLD, str(fold)) for setting in settings]
         elif unknown := [setting for setting in settings if _FOLD in setting]:
@@ -127,7 +127,7 @@ class Study(Section):
             raise CersError(f"row '{row.name}': {error}") from None
 
 
-_FOLD = "{fold}"
+_SEED, _FOLD = "{seed}", "{fold}"
 _OF_THE_GRID = {
     "seed": "give --seeds 0,1,2",
     "data.labelled": "give --labelled 0.05,0.25",
