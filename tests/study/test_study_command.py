@@ -107,6 +107,11 @@ def test_the_table_so_far_is_shown_without_training(finished, tmp_path):
     with (out / "table.csv").open(encoding="utf-8") as file:
         assert {line["method"]: line["seeds"] for line in csv.DictReader(file)} == {"plain": "2", "teacher": "1"}
     assert not plan.folder(gone).exists()
+    turned = succeeds("study", *finished[:-1], out, "--table", "--reference", "teacher")
+    assert "Δ: difference to teacher" in turned.stderr
+    assert "no row 'techer' in this study; did you mean 'teacher'" in refused(
+        "study", *finished[:-1], out, "--table", "--reference", "techer"
+    )
     assert "no run of this study is done" in refused("study", *finished[:-1], tmp_path / "empty", "--table")
 
 

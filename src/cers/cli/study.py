@@ -34,6 +34,7 @@ def study(
         typer.Option(help="Cross-validate: numbers for {fold} in a setting, e.g. data.split=split-{fold}.json"),
     ] = None,
     rows: Annotated[str | None, typer.Option(help="Only these rows, by name and comma, and the reference.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Another row to test all others against.")] = None,
     part: Annotated[str | None, typer.Option(help="Score on test or, to choose settings, on val.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
@@ -50,7 +51,7 @@ def study(
     from cers.study.plan import make_plan, require_data
     from cers.study.runner import do_runs
 
-    chosen = chosen_study(source, preset, labelled, seeds, rows, part, folds)
+    chosen = chosen_study(source, preset, labelled, seeds, rows, part, folds, reference)
     plan = make_plan(chosen, out or Path("runs") / Path(source).stem, overrides or ())
     todo = [run for run in plan.runs if not plan.is_done(run)]
     if table:
@@ -83,6 +84,7 @@ def chosen_study(
     rows: str | None,
     part: str | None,
     folds: str | None = None,
+    reference: str | None = None,
 ) -> "Study":
     """A study as the options of the command make it.
 
@@ -93,7 +95,7 @@ def chosen_study(
 
     shares = _numbers(labelled, "--labelled")
     each, parts = _integers(seeds, "--seeds"), _integers(folds, "--folds")
-    return load_study(source).restricted(preset, shares, each, _words(rows), part, parts)
+    return load_study(source).restricted(preset, shares, each, _words(rows), part, parts, reference)
 
 
 @contextmanager

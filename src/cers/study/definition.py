@@ -74,18 +74,20 @@ class Study(Section):
         rows: Sequence[str] = (),
         part: str | None = None,
         folds: Sequence[int] = (),
+        reference: str | None = None,
     ) -> "Study":
-        """The study with another preset, part, shares, seeds or folds, or only some of its rows beside the reference.
+        """The study with another preset, part, reference, shares, seeds or folds, or only some of its rows beside it.
 
         Raises:
             CersError: no such row or part.
         """
         names = [row.name for row in self.rows]
-        for name in rows:
+        for name in [*rows, *([reference] if reference else [])]:
             if name not in names:
                 raise CersError(f"no row '{name}' in this study; {nearest(name, names)}")
         values = self.model_dump()
-        kept = {self.reference, *rows} if rows else set(names)
+        values["reference"] = reference or self.reference
+        kept = {values["reference"], *rows} if rows else set(names)
         values["rows"] = [row for row in values["rows"] if row["name"] in kept]
         if self.published is not None:
             for figures in values["published"]["figures"].values():
