@@ -12,9 +12,7 @@ from cers.cot.rationale import (
     audit_rationale,
     parse_rationale,
     render,
-    usable_rationales,
 )
-from cers.data.case import Case
 
 PARTS = ("mixed signal.", "sharp rim.", "near vessels.", "A ring-like mass.")
 EXPECTED = Rationale(*PARTS)
@@ -163,30 +161,16 @@ def test_audit_names_the_flaw(change: dict[str, str], flaw: str) -> None:
     assert flaw in flaws[0]
 
 
-def test_malformed_rationales_count_as_none() -> None:
-    cases = [
-        Case("a", Path("a.png"), rationale=render(EXPECTED), mask_rationale="I'm sorry."),
-        Case("b", Path("b.png"), rationale="Texture: only this."),
-        Case("c", Path("c.png")),
-    ]
-    usable, problems = usable_rationales(cases)
-    assert usable == {"a": EXPECTED}
-    assert len(problems) == 1
-    assert problems[0].startswith("b: ")
-    usable, problems = usable_rationales(cases, "labelled")
-    assert usable == {}
-    assert "refusal" in problems[0]
-
-
 def test_published_rationales() -> None:
     folder = Path(__file__).parents[3] / "shared" / "data" / "brisc2025" / "reports"
     if not folder.is_dir():
         pytest.skip("the BRISC reports are not on this machine (../shared/data/brisc2025/reports)")
     table = pd.read_csv(folder / "cot_output_gpt5_no_mask.csv", encoding="utf-8-sig")
-    cases = [Case(i, Path(i), rationale=t) for i, t in zip(table["image"], table["cot"], strict=True)]
-    usable, problems = usable_rationales(cases)
-    assert len(usable) == 3931
-    assert sorted(p.split(":")[0] for p in problems) == [
-        "brisc2025_train_00444_gl_co_t1",
-        "brisc2025_train_04506_pi_sa_t1",
-    ]
+    malformed = []
+    for image, text in zip(table["image"], table["cot"], strict=True):
+        try:
+            parse_rationale(text)
+        except MalformedRationale:
+            malformed.append(image)
+    assert len(table) == 3933
+    assert malformed == ["brisc2025_train_00444_gl_co_t1", "brisc2025_train_04506_pi_sa_t1"]

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cers.data.case import Case
-from cers.data.duplicates import SAME_SLICE, THRESHOLD, byte_identical, file_hash, near_duplicates, thumbnail
+from cers.data.duplicates import SAME_SLICE, THRESHOLD, file_hash, near_duplicates, thumbnail
 from cers.errors import CersError
 
 
@@ -70,15 +70,6 @@ def test_progress_and_order_do_not_change_the_result() -> None:
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert near_duplicates(cases(3)[::-1], images[::-1]) == forward
     assert near_duplicates([], []) == near_duplicates(cases(1), images[:1]) == []
-
-
-def test_byte_identical_reads_files(tmp_path: Path) -> None:
-    for name, content in {"a": b"1", "b": b"2", "c": b"1", "d": b"1"}.items():
-        (tmp_path / name).write_bytes(content)
-    found = [Case(id=name, image=tmp_path / name) for name in "dcba"]
-    assert byte_identical(found) == [["a", "c", "d"]]
-    with pytest.raises(CersError, match="nowhere"):
-        byte_identical([Case(id="x", image=tmp_path / "nowhere.png")])
 
 
 def test_a_file_that_cannot_be_read_is_a_users_mistake(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from layout_files import by_id, excel, kinds, table, touch
 
-from cers.data.layouts import detect_layout, load_cases, scan
+from cers.data.layouts import load_cases, scan
 from cers.data.readers import LAYOUTS
 from cers.errors import CersError
 
@@ -60,7 +60,6 @@ def test_every_layout_is_found_and_read(tmp_path: Path, files: list[str], name: 
     touch(tmp_path, *("__MACOSX/" + file for file in files))
     for text in tmp_path.rglob("text.csv"):
         table(text, ("image", "text"), ("bjorke_7", "fine"))
-    assert detect_layout(tmp_path) == name
     for layout in ("auto", name):
         found = scan(tmp_path, layout)
         assert found.layout == name

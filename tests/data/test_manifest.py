@@ -6,7 +6,7 @@ import pytest
 from layout_files import kinds, table
 
 from cers.data.case import Case
-from cers.data.layouts import detect_layout, load_cases, scan
+from cers.data.layouts import load_cases, scan
 from cers.errors import CersError
 
 
@@ -91,8 +91,8 @@ def test_rationales_replace_those_of_a_manifest(plain: Path) -> None:
 def test_a_manifest_in_a_folder_speaks_for_the_folder(plain: Path) -> None:
     table(plain / "text.csv", ("image", "text"), ("a", "left"))
     foreign = table(plain / "manifest.csv", ("file", "image_width"), ("a", "12"))
-    assert detect_layout(plain) == "folder"
+    assert scan(plain).layout == "folder"
     table(foreign, ("group", "image"), ("p1", "images/a.jpg"), bom=True)
-    assert detect_layout(plain) == "manifest"
+    assert scan(plain).layout == "manifest"
     assert load_cases(plain) == [Case(id="a", image=plain / "images/a.jpg", group="p1")]
     assert len(load_cases(plain, "folder")) == 3

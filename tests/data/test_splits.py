@@ -154,19 +154,6 @@ def test_official_says_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["grouped", "paper"])
-def test_the_ids_whose_masks_are_used_can_be_named(strategy: str) -> None:
-    cases = many(100, classes=2, per_group=2)
-    wanted = [f"c{i:05d}" for i in range(0, 40, 4)]
-    for seed in range(5):
-        split = make_split(cases, strategy=strategy, seed=seed, labelled=wanted, clusters=[])
-        assert sorted(split.labelled) == wanted
-        assert check_split(split, cases) == [] or strategy == "paper"
-        assert split.with_labelled(5).labelled == split.labelled[:5]
-    with pytest.raises(CersError, match="did you mean 'c00077'"):
-        make_split(cases, labelled=["c000777"], clusters=[])
-
-
-@pytest.mark.parametrize("strategy", ["grouped", "paper"])
 def test_a_class_without_masks_is_unlabelled_at_every_share_and_still_tested(strategy: str) -> None:
     cases = many(300, classes=3, per_group=2)
     label = {case.id: case.label for case in cases}
@@ -223,7 +210,6 @@ def test_few_groups_fill_all_parts_or_say_so() -> None:
         ({"labelled": 0}, "count from 1 to"),
         ({"labelled": 1.5}, "share such as 0.25"),
         ({"labelled": 99}, "count from 1 to 80"),
-        ({"labelled": ["c00000", "nobody"]}, "'nobody' has no annotation"),
     ],
 )
 def test_mistakes_are_named(arguments: dict[str, object], words: str) -> None:

@@ -7,11 +7,9 @@ malformed text counts as no rationale.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
-from typing import Any, Literal
-
-from cers.data.case import Case
+from typing import Any
 
 ASPECTS = ("texture", "boundary", "context", "summary")
 MAX_TOKENS = 128
@@ -134,26 +132,6 @@ def audit_rationale(text: str, report: str | None = None) -> list[str]:
 def tokens(text: str) -> int:
     """Words and punctuation marks of `text`: what every tokenizer makes at least of it."""
     return len(_TOKEN.findall(text))
-
-
-def usable_rationales(
-    cases: Iterable[Case], role: Literal["unlabelled", "labelled"] = "unlabelled"
-) -> tuple[dict[str, Rationale], list[str]]:
-    """The well-formed rationales of `cases` by id, and one line for each malformed one, which counts as none.
-
-    `role` "unlabelled" reads the mask-free rationale and "labelled" the mask-informed one.
-    """
-    usable: dict[str, Rationale] = {}
-    problems: list[str] = []
-    for case in cases:
-        text = case.rationale if role == "unlabelled" else case.mask_rationale
-        if text is None:
-            continue
-        try:
-            usable[case.id] = parse_rationale(text)
-        except MalformedRationale as error:
-            problems.append(f"{case.id}: {role} rationale is malformed: {error}")
-    return usable, problems
 
 
 def _split(text: str, heading: re.Pattern[str]) -> list[tuple[str, str]]:

@@ -45,15 +45,6 @@ def file_hash(path: Path) -> str:
         raise CersError(f"{path} cannot be read: {error.strerror}; run `cers data check`") from None
 
 
-def byte_identical(cases: Sequence[Case]) -> list[list[str]]:
-    """Ids of cases whose image files hold the same bytes, one sorted list per content.
-
-    Raises:
-        CersError: a file cannot be read.
-    """
-    return same_value({case.id: file_hash(case.image) for case in cases})
-
-
 def same_value(values: dict[str, str]) -> list[list[str]]:
     """Ids that share a value, one sorted list per value that occurs more than once."""
     ids: dict[str, list[str]] = {}

@@ -87,15 +87,6 @@ def load_cases(
     return found.cases
 
 
-def detect_layout(path: AnyPath) -> str:
-    """The name of the layout at `path`, or in one of the folders up to two levels below.
-
-    Raises:
-        CersError: no such path, or no layout fits.
-    """
-    return _locate(Path(path).expanduser(), "auto")[0]
-
-
 def _locate(path: Path, layout: str) -> tuple[str, Path]:
     """The layout's name and the folder it starts at; archives often unpack into a folder within a folder."""
     if not path.exists():

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -58,13 +58,9 @@ def sample_groups(cases: Sequence[Case], groups: Mapping[str, str], limit: int, 
     return [case for case in cases if groups[case.id] in chosen]
 
 
-def by_image(cases: Sequence[Case], val: float, test: float, seed: int, keep: Collection[str] = ()) -> dict[str, str]:
-    """The part of every id, the paper's way: annotated cases shuffled and cut; floor for training and validation.
-
-    Ids in `keep` train.
-    """
+def by_image(cases: Sequence[Case], val: float, test: float, seed: int) -> dict[str, str]:
+    """The part of every id, the paper's way: annotated cases shuffled and cut; floor for training and validation."""
     ids = np.random.default_rng(seed).permutation(sorted(case.id for case in cases if case.annotated)).tolist()
-    ids.sort(key=lambda case_id: case_id not in keep)
     train = _floor((1 - val - test) * len(ids))
     middle = train + _floor(val * len(ids)) if test else len(ids)
     part = dict.fromkeys((case.id for case in cases), "train")
@@ -72,16 +68,9 @@ def by_image(cases: Sequence[Case], val: float, test: float, seed: int, keep: Co
     return part
 
 
-def by_group(
-    cases: Sequence[Case], groups: Mapping[str, str], val: float, test: float, seed: int, keep: Collection[str] = ()
-) -> dict[str, str]:
-    """The part of every id such that no group is in two parts, and each class near its share in every part.
-
-    Groups with an id in `keep` train.
-    """
-    units = _units(cases, groups)
-    held = [name for name, unit in units.items() if any(case.id in keep for case in unit)]
-    place = _dealt(units, np.array([1 - val - test, val, test]), seed, held)
+def by_group(cases: Sequence[Case], groups: Mapping[str, str], val: float, test: float, seed: int) -> dict[str, str]:
+    """The part of every id such that no group is in two parts, and each class near its share in every part."""
+    place = _dealt(_units(cases, groups), np.array([1 - val - test, val, test]), seed)
     return {case.id: PARTS[place.get(groups[case.id], 0)] for case in cases}
 
 
@@ -154,10 +143,9 @@ def _dealt(
     units: Mapping[str, list[Case]],
     share: NDArray[np.float64],
     seed: int,
-    first: Collection[str] = (),
     even: bool = False,
 ) -> dict[str, int]:
-    """The part, by its place in `share`, of every group that has an annotated case; groups in `first` are in part 0.
+    """The part, by its place in `share`, of every group that has an annotated case.
 
     Groups are dealt out from the largest, each to the part where it lowers the squared deviation from the wanted
     counts of annotated cases by class the most; with `even` also of all classes together, without which a class that
@@ -171,13 +159,11 @@ def _dealt(
     have = np.zeros((len(share), counts.shape[1]))
     place: dict[str, int] = {}
     for name, count in zip(names, counts, strict=True):
-        place[name] = 0
-        if name not in first:
-            change = count * (2 * (have - share[:, None] * total) + count)
-            cost = np.divide(change.sum(axis=1), share, out=np.full(len(share), np.inf), where=share > 0)
-            place[name] = int(cost.argmin())
+        change = count * (2 * (have - share[:, None] * total) + count)
+        cost = np.divide(change.sum(axis=1), share, out=np.full(len(share), np.inf), where=share > 0)
+        place[name] = int(cost.argmin())
         have[place[name]] += count
-    _fill_empty(place, {name: _annotated(units[name]) for name in names}, share, first)
+    _fill_empty(place, {name: _annotated(units[name]) for name in names}, share)
     return place
 
 
@@ -200,14 +186,12 @@ def _class_counts(units: Mapping[str, list[Case]], names: Sequence[str]) -> NDAr
     return counts
 
 
-def _fill_empty(
-    place: dict[str, int], size: Mapping[str, int], share: NDArray[np.float64], first: Collection[str]
-) -> None:
+def _fill_empty(place: dict[str, int], size: Mapping[str, int], share: NDArray[np.float64]) -> None:
     """Give every wanted part at least one group: the smallest of the part that has most groups to spare."""
     for part in range(len(share)):
         while share[part] > 0 and part not in place.values():
             spare = Counter(place.values())
-            movable = [name for name in size if name not in first and spare[place[name]] > 1]
+            movable = [name for name in size if spare[place[name]] > 1]
             if not movable:
                 raise CersError(
                     f"{len(place)} groups of annotated images cannot fill {np.count_nonzero(share)} parts; check "

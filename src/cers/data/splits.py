@@ -105,7 +105,7 @@ def make_split(
     *,
     strategy: str = "grouped",
     seed: int = 0,
-    labelled: float | int | list[str] = 1.0,
+    labelled: float | int = 1.0,
     val: float = 0.1,
     test: float = 0.1,
     clusters: Sequence[Sequence[str]] | None = None,
@@ -116,18 +116,16 @@ def make_split(
     `grouped` keeps a patient, and a cluster of near-duplicate images, on one side; `paper` cuts 8:1:1 by image as the
     CERS paper does; `official` takes the dataset's own parts, and groups only to carve out what is missing. `clusters`
     of images that belong together default to `near_duplicates(cases)`, which reads the images; `paper` uses none.
-    `limit` keeps only about that many cases, in whole groups, for protocols that must be quick. `labelled` is a
-    share, a count, or the very ids whose masks are used. Cases nobody annotated are never validated or tested.
+    `limit` keeps only about that many cases, in whole groups, for protocols that must be quick. `labelled` is the
+    share or the count of masks in use. Cases nobody annotated are never validated or tested.
 
     Raises:
-        CersError: unknown strategy, impossible shares, ids without mask, or too few groups for the parts.
+        CersError: unknown strategy, impossible shares, or too few groups for the parts.
     """
     if strategy not in STRATEGIES:
         raise CersError(f"unknown split strategy '{strategy}'; {nearest(strategy, STRATEGIES)}")
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise CersError(f"val {val} and test {test} must be shares that leave some for training, e.g. 0.1 and 0.1")
-    chosen = labelled if isinstance(labelled, list) else []
-    _refuse_unannotated(chosen, cases)
     groups = {case.id: case.id for case in cases}
     if strategy != "paper":
         if clusters is None:
@@ -136,13 +134,12 @@ def make_split(
     if limit is not None:
         cases = sample_groups(cases, groups, limit, seed)
     if strategy == "paper":
-        part = by_image(cases, val, test, seed, chosen)
+        part = by_image(cases, val, test, seed)
     elif strategy == "grouped":
-        part = by_group(cases, groups, val, test, seed, chosen)
+        part = by_group(cases, groups, val, test, seed)
     else:
         part = by_official(cases, groups, val, test, seed)
-    split = assemble(cases, part, groups, strategy, seed, chosen)
-    return split if isinstance(labelled, list) else split.with_labelled(labelled)
+    return assemble(cases, part, groups, strategy, seed).with_labelled(labelled)
 
 
 def labelled_count(share: float | int, total: int) -> int:
@@ -256,46 +253,32 @@ def unplaced(split: Split, cases: Sequence[Case]) -> list[str]:
     return [f"{len(new)} cases of the dataset are in no part, e.g. '{new[0]}'"] if new else []
 
 
-def _refuse_unannotated(chosen: Sequence[str], cases: Sequence[Case]) -> None:
-    annotated = {case.id for case in cases if case.annotated}
-    for case_id in chosen:
-        if case_id not in annotated:
-            raise CersError(f"labelled case '{case_id}' has no annotation; {nearest(case_id, annotated)}")
-
-
 def assemble(
     cases: Sequence[Case],
     part: Mapping[str, str],
     groups: Mapping[str, str],
     strategy: str,
     seed: int,
-    chosen: Sequence[str] = (),
 ) -> Split:
-    """The split with every annotated training case labelled, or only the `chosen`, which then lead `order`.
+    """The split with every annotated training case labelled.
 
     Raises:
-        CersError: a chosen case is not in training, or nothing annotated is.
+        CersError: there is none.
     """
     ids: dict[str, list[str]] = {name: [] for name in ("train", "val", "test")}
     bare: dict[str, list[str]] = {name: [] for name in ids}
     for case in sorted(cases, key=lambda c: c.id):
         (ids if case.annotated else bare)[part[case.id]].append(case.id)
     train = set(ids["train"])
-    if outside := [case_id for case_id in chosen if case_id not in train]:
-        raise CersError(
-            f"labelled case '{outside[0]}' is in part '{part[outside[0]]}'; choose among the training cases"
-        )
     if not train:
         raise CersError("no annotated case is left for training; annotate some, or make --val and --test smaller")
     order = stratified_order([case for case in cases if case.id in train], groups, seed)
-    order.sort(key=lambda case_id: case_id not in set(chosen))
-    count = len(set(chosen)) or len(order)
     shared = Counter(groups.values())
     return Split(
         strategy=strategy,
         seed=seed,
-        labelled=order[:count],
-        unlabelled=sorted(bare["train"] + order[count:]),
+        labelled=order,
+        unlabelled=bare["train"],
         val=ids["val"],
         test=ids["test"],
         order=order,

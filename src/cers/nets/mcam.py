@@ -1,7 +1,6 @@
 """Retrieval-aware decoder D_R: multi-scale coordinate-attention modules (MCAM), Eq. 4 of the CERS paper."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,6 @@ from cers.nets.decoders import Head, ResidualUNetDecoder
 from cers.nets.layers import Size, ladder, upsample
 from cers.nets.swin_unet import SwinUNetDecoder
 
-RETRIEVAL_DECODERS = ("mcam", "unet", "swin-unet")
 Pair = tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"]]
 
 
@@ -176,17 +174,8 @@ class FusedBottleneck(nn.Module):
 def make_retrieval_decoder(
     name: str, channels: Sequence[int], coordinate_gate: bool = True, multi_scale: bool = True
 ) -> nn.Module:
-    """The decoder `name` of `RETRIEVAL_DECODERS`; the two switches ablate parts of MCAM.
-
-    Raises:
-        ValueError: unknown name.
-    """
+    """The decoder `name`, mcam, unet or swin-unet; the two switches ablate parts of MCAM."""
     if name == "mcam":
         return MCAMDecoder(channels, coordinate_gate, multi_scale)
-    if name == "unet":
-        return FusedBottleneck(ResidualUNetDecoder(channels))
-    if name == "swin-unet":
-        return FusedBottleneck(SwinUNetDecoder(channels))
-    close = get_close_matches(name, RETRIEVAL_DECODERS, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"choose from: {', '.join(RETRIEVAL_DECODERS)}"
-    raise ValueError(f"unknown retrieval decoder '{name}'; {hint}")
+    plain = {"unet": ResidualUNetDecoder, "swin-unet": SwinUNetDecoder}
+    return FusedBottleneck(plain[name](channels))
