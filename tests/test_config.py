@@ -157,6 +157,8 @@ def test_settings_by_method_come_after_the_file_and_before_overrides(tmp_path: P
         ("train.steps=2024-13-45", "train.steps: Input should be a valid integer"),
         ("train.steps=0x_", "train.steps: Input should be a valid integer"),
         ("optim.lr=[1, 2]", "optim.lr: Input should be a valid number"),
+        ("optim.lr=inf", "optim.lr: Input should be a finite number (got 'inf')"),
+        ("data.labelled=.nan", "data.labelled.float: Input should be a finite number (got nan)"),
         ("optim.name=adam", "optim.name: Input should be 'sgd' or 'adamw' (got 'adam')"),
         ("optim=adam", "optim: Input should be a valid dictionary"),
         ("train.ema=1.5", "train.ema: Input should be less than 1"),

@@ -93,7 +93,7 @@ def test_cases_that_it_was_trained_on_are_not_scored_as_new(evaluated: Path, sca
     assert "give one of them" in refused("eval", evaluated, "--data", scans, "--part", "val")
 
 
-def test_another_dataset_even_without_the_runs_own(evaluated: Path, tmp_path: Path) -> None:
+def test_another_dataset_even_without_the_runs_own(evaluated: Path, scans: Path, tmp_path: Path) -> None:
     write_phantoms(tmp_path / "other", n=4, size=64, seed=5)
     done = succeeds("eval", evaluated, "--data", tmp_path / "other", "--json")
     summary = json.loads(done.stdout)
@@ -105,12 +105,23 @@ def test_another_dataset_even_without_the_runs_own(evaluated: Path, tmp_path: Pa
     moved = ["--data", tmp_path / "other", "--json"]
     run = Path(shutil.copytree(evaluated, tmp_path / "run"))
     config = run / "config.yaml"
-    config.write_text(config.read_text("utf-8").replace("/scans/scans", "/gone"), encoding="utf-8")
+    config.write_text(config.read_text("utf-8").replace(f"{scans}\n", f"{scans}-gone\n"), encoding="utf-8")
     done = succeeds("eval", run, *moved)
     assert "whether it was trained on some of these cases was not checked" in done.stderr
     without = json.loads(done.stdout)
     assert without["branches"] == summary["branches"]
     assert without["retrieval"]["image"]["class_precision"] == summary["retrieval"]["image"]["class_precision"]
+
+
+def test_scores_that_training_has_left_behind_are_not_shown(evaluated: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    facts = read_json(run / "run.json")
+    assert read_json(run / "eval" / "summary.json")["step"] == facts["best_step"]
+    (run / "run.json").write_text(json.dumps(facts | {"best_step": facts["best_step"] + 1}), encoding="utf-8")
+    for command in ("compare", "report"):
+        said = refused(command, run)
+        assert "but training has gone on" in said
+        assert f"run `cers eval {run}` again" in said
 
 
 def test_the_report_renders(evaluated: Path, split_file: Path) -> None:

@@ -27,9 +27,9 @@ _Loader.yaml_implicit_resolvers = {
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, defaults are checked, values do not change."""
+    """Base of every section: unknown keys, infinity and NaN are refused, defaults are checked, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_default=True, frozen=True)
 
 
 class MaskReading(Section):

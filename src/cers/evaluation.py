@@ -50,13 +50,13 @@ def evaluate(
     `masks/<id>.png` at the size of their images, and `evidence.jsonl` with every case's references. `retrieval` chooses
     references by another strategy than the run was trained with, e.g. `random` or `none`: what the trained network
     makes of them. `overrides` say where the data are now, e.g. `data.path=…`. Returns the summary: metrics by branch,
-    under "retrieval" the quality of every strategy, and of other data under "overlap_checked" whether the run's own
-    were at hand to be held against.
+    under "retrieval" the quality of every strategy, under "step" that of the scored weights, and of other data under
+    "overlap_checked" whether the run's own were at hand to be held against.
 
     Raises:
         CersError: no trained run, no such part or dataset, `mask` without `data`, a pool of another encoder, or a case
             in `data` by whose mask the run was trained or validated (told by its image file, where its data are at
-            hand).
+            hand); or where it would write lie scores with another pool of that name.
     """
     folder = Path(folder)
     data, pool, out = (None if path is None else Path(path) for path in (data, pool, out))
@@ -69,10 +69,13 @@ def evaluate(
     if retrieval is not None:
         run.method.retrieve_by(retrieval)
     out = out or evaluation_folder(folder, part, data, pool, retrieval)
+    _require_own(out, pool)
     predictor = Predictor(run, cases, pool=None if pool is None else load_pool(run, pool))
     evidence: list[str] = []
     rows = build_rows(_scored(predictor, cases, run, out, evidence, on_case))
-    summary = summarise(rows)
+    summary = summarise(rows) | {"step": run.facts["state"]["step"]}
+    if pool is not None:
+        summary["pool"] = str(pool.resolve())
     if data is not None:
         summary["overlap_checked"] = bool(run.cases_at_hand())
     if quality := retrieval_table(predictor, cases, run):
@@ -127,6 +130,16 @@ def truth_of(case: Case, run: Run, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     if case.mask is None:
         return np.zeros(shape, np.bool_)
     return read_mask_at(case.mask, shape, run.config.data.mask)
+
+
+def _require_own(out: Path, pool: Path | None) -> None:
+    """Two pools of one name would take each other's place."""
+    path = out / "summary.json"
+    if pool is None or not path.is_file():
+        return
+    held = json.loads(path.read_text(encoding="utf-8")).get("pool")
+    if held not in (None, str(pool.resolve())):
+        raise CersError(f"{out} holds scores with the pool {held}; rename one of the two, or delete {out}")
 
 
 def _own_cases(run: Run, part: str) -> list[Case]:

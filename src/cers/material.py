@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from shlex import quote
 
@@ -129,13 +128,23 @@ def _refuse_masks_all_alike(config: RunConfig, cache: ImageCache, outlined: Sequ
     )
 
 
-def fit_texts(config: RunConfig, cases: Sequence[Case], split: Split) -> TextEncoders:
-    """Text encoders; what must be fitted is fitted on the well-formed texts of training cases."""
+def fit_texts(
+    config: RunConfig, cases: Sequence[Case], split: Split, on_note: Callable[[str], None] | None = None
+) -> TextEncoders:
+    """Text encoders; what must be fitted is fitted on the well-formed texts of training cases.
+
+    `on_note` is told how many rationales are not well-formed.
+    """
     training = {*split.labelled, *split.unlabelled}
     cases = [case for case in cases if case.id in training]
     reports = [case.report for case in cases if case.report]
-    rationales = [text for case in cases for text in (case.rationale, case.mask_rationale) if text]
-    return TextEncoders.fit(config.text, reports, _well_formed(rationales), config.seed)
+    rationales = [(case.id, text) for case in cases for text in (case.rationale, case.mask_rationale) if text]
+    well_formed, malformed = _well_formed(rationales)
+    if malformed and on_note is not None:
+        on_note(
+            f"{len(malformed)} of {len(rationales)} rationales are malformed and count as none, e.g. {malformed[0]}"
+        )
+    return TextEncoders.fit(config.text, reports, well_formed, config.seed)
 
 
 def rendered(text: str) -> str:
@@ -147,9 +156,12 @@ def rendered(text: str) -> str:
     return render(parse_rationale(text))
 
 
-def _well_formed(rationales: Sequence[str]) -> list[str]:
-    texts = []
-    for text in rationales:
-        with suppress(MalformedRationale):  # TextTable names them; here they only must not be learned from
+def _well_formed(rationales: Sequence[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    """The rendered texts of the well-formed ones, and a line for each of the others."""
+    texts, malformed = [], []
+    for case_id, text in rationales:
+        try:
             texts.append(rendered(text))
-    return texts
+        except MalformedRationale as error:
+            malformed.append(f"that of '{case_id}': {error}")
+    return texts, malformed

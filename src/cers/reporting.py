@@ -10,6 +10,7 @@ from cers.data.images import read_image
 from cers.data.prediction import CasePrediction, Reference
 from cers.engine.log import read_log
 from cers.errors import CersError, nearest
+from cers.evaluate.scored import outdated
 from cers.evaluate.table import CaseRow, declared_rows, read_cases_csv
 from cers.evaluation import evaluation_folder, truth_of
 from cers.files import AnyPath, write_atomic
@@ -99,6 +100,8 @@ def _summary(scores: Path, command: str) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise CersError(f"{path} is damaged; run `{command}` again") from None
+    if said := outdated(scores):
+        raise CersError(said)
     return summary
 
 

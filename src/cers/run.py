@@ -163,8 +163,16 @@ def prepare(
     if config.data.split is None and on_note is not None:
         on_note(f"data.split is not set: making a grouped split, 8:1:1, kept as {folder / 'split.json'}")
     split = _split(config, cases)
-    texts = fit_texts(config, training_cases(cases, split), split)
-    return NewRun(_trainer(config, folder, cases, split, texts, on_row, on_decode), split, texts)
+    texts = fit_texts(config, training_cases(cases, split), split, on_note)
+    trainer = _trainer(config, folder, cases, split, texts, on_row, on_decode)
+    if on_note is not None and trainer.method.may_read_text and (absent := _absent_texts(config, texts)):
+        on_note(f"no training image has {' or '.join(absent)}: {config.method.name} does without")
+    return NewRun(trainer, split, texts)
+
+
+def _absent_texts(config: RunConfig, texts: TextEncoders) -> list[str]:
+    kinds = (("a report", config.text.report, texts.report), ("a rationale", config.text.cot, texts.cot))
+    return [kind for kind, wanted, encoder in kinds if wanted not in (None, "none") and encoder is None]
 
 
 def resume(

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import typer
 from typer.testing import CliRunner
 
 from cers.cli.compare import compare, group_runs
-from cers.config import dump_config, parse_config
+from cers.config import dump_config, load_config, parse_config
 from cers.errors import CersError
 from cers.evaluate.metrics import Metrics
 from cers.evaluate.table import CaseRow, write_cases_csv
@@ -53,6 +54,30 @@ def test_other_settings_are_not_seeds(folders, tmp_path):
     other = make_run(tmp_path / "variant", "cers", 2, 0.5, k=3)
     with pytest.raises(CersError, match="differ in more than their seed"):
         group_runs([str(folders[0]), str(other)])
+
+
+def test_the_first_other_setting_is_named_and_where_or_how_fast_a_run_was_is_none(folders, tmp_path):
+    moved = make_run(tmp_path / "moved", "cers", 2, 0.5)
+    config = load_config(moved / "config.yaml", ["data.path=elsewhere", "data.cache=other", "train.workers=2"])
+    (moved / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    assert group_runs([str(folders[0]), str(moved)]) == {"cers": [folders[0], moved]}
+    other = dump_config(config.with_values(["train.steps=7", "train.checkpoint_every=3"]))
+    (moved / "config.yaml").write_text(other, encoding="utf-8")
+    with pytest.raises(CersError, match=r"more than their seed: train\.steps is 7 and None; name them"):
+        group_runs([str(folders[0]), str(moved)])
+
+
+def test_an_evaluation_goes_by_its_run_and_its_own_name(folders, tmp_path):
+    for folder in (*folders, variant := make_run(tmp_path / "variant", "cers", 2, 0.5, k=3)):
+        shutil.copytree(folder / "eval", folder / "eval-random")
+    evaluations = [folder / "eval-random" for folder in folders]
+    assert group_runs([*map(str, evaluations), f"{folders[0]}/eval"]) == {
+        "cers/eval-random": evaluations[:2],
+        "supervised/eval-random": evaluations[2:],
+        "cers": [folders[0] / "eval"],
+    }
+    with pytest.raises(CersError, match=r"differ in more than their seed: method\.settings\.k is 3"):
+        group_runs([str(evaluations[0]), str(variant / "eval-random")])
 
 
 def test_a_missing_folder_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -408,6 +409,20 @@ def test_what_else_differs_is_named(tmp_path):
     notes = compare({"a": [a], "b": [b]}, "a").notes
     assert "b differs from a in more than its method: train.batch_labelled 4 (8)." in notes
     assert any("different devices: cpu (x86_64), some GPU" in note for note in notes)
+
+
+def test_validation_cases_are_no_result(runs):
+    cases = [Case(f"c{i}", Path(f"c{i}.png"), mask=Path(f"c{i}.png")) for i in range(2 * N)]
+    split = make_split(cases, strategy="paper", seed=0)
+    scored = [f"c{i}" for i in range(N)]
+    for folder in (*runs["weak"], *runs["strong"]):
+        save_split(replace(split, val=scored, test=[]), folder / "split.json")
+    chosen = {name: runs[name] for name in ("weak", "strong")}
+    for only in ({}, {"label": "odd"}):
+        assert sum("validation cases" in note for note in compare(chosen, "weak", only).notes) == 1
+    for folder in (*runs["weak"], *runs["strong"]):
+        save_split(replace(split, val=[], test=scored), folder / "split.json")
+    assert not any("validation cases" in note for note in compare(chosen, "weak").notes)
 
 
 def test_a_damaged_record_is_named(tmp_path):

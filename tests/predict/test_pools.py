@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -112,6 +113,16 @@ def test_new_knowledge_changes_what_is_retrieved_and_nothing_else(home: Path, ex
     assert not any(id_.startswith("far") for ids in before.values() for id_ in ids)
     assert any(id_.startswith("far") for ids in after.values() for id_ in ids)
     assert all(quality["coverage"]["of"] == 12 + 20 for quality in summary["retrieval"].values())
+
+
+def test_two_pools_of_one_name_do_not_take_each_others_place(home: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(home / "cers", tmp_path / "run"))
+    for name in ("one", "two"):
+        build_pool(run, tmp_path / name / "pool")
+    evaluate(run, pool=tmp_path / "one" / "pool")
+    evaluate(run, pool=tmp_path / "one" / "pool")
+    with pytest.raises(CersError, match=r"eval-pool-pool holds scores with the pool .*one/pool; rename"):
+        evaluate(run, pool=tmp_path / "two" / "pool")
 
 
 def test_a_pool_of_another_encoder_is_one_line_and_status_2(

@@ -1,10 +1,11 @@
 import pytest
 from tiny_study import write_study
 
+from cers.cli.study import chosen_study
 from cers.config import load_config, preset_names
 from cers.errors import CersError
 from cers.methods.registry import METHODS, method_settings
-from cers.study.definition import dump_study, load_study, study_names
+from cers.study.definition import dump_study, load_study, share_name, study_names
 
 
 def published(figures: dict[str, dict[str, dict[str, list[float]]]]) -> dict[str, object]:
@@ -72,6 +73,35 @@ def test_the_paper_preset_keeps_its_settings_of_cers():
     assert (config.data.labelled, config.seed, str(config.data.path)) == (0.5, 1, "here")
 
 
+def test_one_case_is_not_all_of_them(tmp_path):
+    study = load_study(write_study(tmp_path / "s.yaml", labelled=[1, 0.5])).restricted(labelled=[1, 1.0])
+    assert [share_name(share) for share in study.labelled] == ["1 cases", "100 %"]
+    (tmp_path / "again.yaml").write_text(dump_study(study), encoding="utf-8")
+    assert load_study(tmp_path / "again.yaml") == study
+
+
+def test_seed_and_fold_stand_in_a_preset_file_as_well(tmp_path):
+    preset = tmp_path / "mine.yaml"
+    text = "data: {split: 's-{seed}.json'}\nby_method: {supervised: {data.rationales: 'r-{fold}.csv'}}\n"
+    preset.write_text(text, encoding="utf-8")
+    study = load_study(write_study(tmp_path / "s.yaml")).restricted(str(preset))
+    data = study.config(study.rows[0], 0.5, 3, fold=2).data
+    assert (str(data.split), str(data.rationales)) == ("s-3.json", "r-2.csv")
+    with pytest.raises(CersError, match=r'row .plain.: data\.rationales="r-\{fold\}\.csv": which folds\? give --folds'):
+        study.config(study.rows[0], 0.5, 3)
+
+
+def test_rows_are_chosen_by_names_with_commas():
+    def chosen(rows: str) -> list[str]:
+        return [row.name for row in chosen_study("additions", None, None, None, rows, None).rows[1:]]
+
+    names = ["strong views alone, without Dice of lessons", "no references"]
+    assert chosen(",".join(names)) == names
+    assert chosen(f" {names[1]} , {names[0]},") == names
+    with pytest.raises(CersError, match="no row 'no reference' in this study; did you mean 'no references'"):
+        chosen(f"no reference,{names[0]}")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -83,6 +113,7 @@ def test_the_paper_preset_keeps_its_settings_of_cers():
         ({"rows": [{"name": "plain", "setings": {}}]}, "unknown setting 'rows.0.setings'; did you mean 'settings'"),
         ({"labeled": [1.0]}, "unknown setting 'labeled'; did you mean 'labelled'"),
         ({"rows": [{"name": "plain", "labelled": [0.4]}]}, "'plain' is labelled 0.4, which is none of the study's"),
+        ({"labelled": [1, 0.5], "rows": [{"name": "plain", "labelled": [1.0]}]}, "labelled 1.0, which is none of the"),
         (published({"half": {}}), "'half' is no labelled share; write 0.25, 1 or any"),
         (published({"any": {"plian": {}}}), "figures are published of 'plian', which is no row; did you mean 'plain'"),
         (published({"1": {"plain": {"Ones": [1]}}}), "figures of 'plain' are of no dataset 'Ones'; did you mean 'One'"),

@@ -168,6 +168,18 @@ def test_rows_may_leave_shares_out_and_bad_settings_name_their_row(tmp_path, her
         plan_of(tmp_path, here, rows=rows)
 
 
+def test_one_case_and_all_of_them_are_planned_apart(tmp_path, here):
+    rows = [values()["rows"][0], {**values()["rows"][1], "labelled": [1.0]}]
+    plan = plan_of(tmp_path, here, rows=rows, labelled=[1, 1.0], seeds=[0])
+    assert [run.name for run in plan.runs] == [
+        "plain, 1 cases, seed 0",
+        "plain, 100 %, seed 0",
+        "teacher, 100 %, seed 0",
+    ]
+    assert [len(run.split.labelled) > 1 for run in plan.runs] == [False, True, True]
+    assert [len(keys) for keys in plan.cells.values()] == [1, 1, 1]
+
+
 @pytest.fixture(scope="module")
 def folds(scans, tmp_path_factory) -> list[str]:
     """Places of a study on three folds of the scans."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,6 @@ from cers.cli.console import note, say, say_table
 from cers.errors import CersError
 
 if TYPE_CHECKING:
-    from cers.config import RunConfig
     from cers.evaluate.compare import ComparisonTable
     from cers.evaluate.scored import Trait
 
@@ -83,7 +82,9 @@ def show_comparison(table: "ComparisonTable") -> None:
 
 
 def group_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
-    """Run folders by method, from `name=folder` or a bare folder, which goes by the method of its `config.yaml`.
+    """Run folders by method, from `name=folder` or a bare folder, which goes by the method of its run's `config.yaml`.
+
+    A bare evaluation other than `eval` goes by its own name as well, e.g. `cers/eval-random`.
 
     Raises:
         CersError: two bare folders of one method differ in more than their seed, or a folder is not there.
@@ -100,18 +101,30 @@ def group_runs(arguments: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def _method_name(folder: Path, runs: Mapping[str, Sequence[Path]]) -> str:
-    from cers.config import load_config
+    from cers.evaluate.scored import run_folder
 
-    if not (folder / "config.yaml").is_file():
+    run = run_folder(folder)
+    mine = _common_settings(run)
+    if not mine:
         return folder.name
-    mine = load_config(folder / "config.yaml")
-    for other in runs.get(mine.method.name, ()):
-        theirs = other / "config.yaml"
-        if theirs.is_file() and _but_seed_and_split(load_config(theirs)) != _but_seed_and_split(mine):
-            raise CersError(f"{folder} and {other} differ in more than their seed; name them, e.g. first={folder}")
-    return mine.method.name
+    method = str(mine["method.name"])
+    name = method if folder == run or folder.name == "eval" else f"{method}/{folder.name}"
+    for other in runs.get(name, ()):
+        theirs = _common_settings(run_folder(other)) or mine
+        if differing := [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]:
+            key = differing[0]
+            raise CersError(
+                f"{folder} and {other} differ in more than their seed: {key} is {mine.get(key)} and {theirs.get(key)}; "
+                f"name them, e.g. first={folder}"
+            )
+    return name
 
 
-def _but_seed_and_split(config: "RunConfig") -> "RunConfig":
-    """What the runs of a method have in common, those of its folds as well."""
-    return config.model_copy(update={"seed": 0, "data": config.data.model_copy(update={"split": None})})
+def _common_settings(run: Path) -> dict[str, Any]:
+    """What the runs of a method have in common, those of its folds as well; nothing where it is not known."""
+    from cers.config import FREE, load_config
+
+    if not (config := run / "config.yaml").is_file():
+        return {}
+    apart = FREE | {"seed", "data.split"}
+    return {key: value for key, value in load_config(config).flat().items() if key not in apart}

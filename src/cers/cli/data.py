@@ -142,6 +142,9 @@ def split(
         found = _lesion_free([case for case in cases if case.id in used], heard)
     rows = [_rows(each, cases, found) for each in made]
     for each, file in zip(made, files, strict=True):
+        if each.val and found.issuperset(each.val):
+            note(f"{file}: no validation image has a lesion, so that the best checkpoint is one that outlines nothing")
+    for each, file in zip(made, files, strict=True):
         save_split(each, file)
     for file in surplus:
         file.unlink()

@@ -95,7 +95,9 @@ def chosen_study(
 
     shares = _numbers(labelled, "--labelled")
     each, parts = _integers(seeds, "--seeds"), _integers(folds, "--folds")
-    return load_study(source).restricted(preset, shares, each, _words(rows), part, parts, reference)
+    whole = load_study(source)
+    names = _names(rows, [row.name for row in whole.rows])
+    return whole.restricted(preset, shares, each, names, part, parts, reference)
 
 
 @contextmanager
@@ -201,6 +203,16 @@ def _show_estimates(plan: "Plan", todo: Sequence["PlannedRun"], jobs: int, threa
 
 def _words(text: str | None) -> list[str]:
     return [] if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _names(text: str | None, known: Sequence[str]) -> list[str]:
+    """Names between commas, of which a known name may have some itself."""
+    found, rest = [], (text or "").strip(" ,")
+    while rest:
+        whole = [name for name in known if f"{rest},".startswith(f"{name},")]
+        found.append(max(whole, key=len, default=rest.partition(",")[0].strip()))
+        rest = rest[len(found[-1]) :].lstrip(" ,")
+    return found
 
 
 def _integers(text: str | None, option: str) -> list[int]:

@@ -28,7 +28,8 @@ def comparison_notes(sections: Sections, reference: str, only: Mapping[Trait, st
     """Which cases were chosen, and a line for each difference between the runs that is not method, seed or share."""
     chosen = [f"Only test cases with {trait} '{value}'." for trait, value in only.items()]
     circumstances = (_circumstances(sections), _folds(sections), _groups(sections), _seeds(sections))
-    return (*chosen, *_settings(sections, reference), *chain.from_iterable(circumstances), *_labels(sections))
+    first = (*chosen, *_validation(sections), *_settings(sections, reference))
+    return (*first, *chain.from_iterable(circumstances), *_labels(sections))
 
 
 def _settings(sections: Sections, reference: str) -> Iterator[str]:
@@ -45,6 +46,13 @@ def _settings(sections: Sections, reference: str) -> Iterator[str]:
                     told.add(name)
                     said = ", ".join(f"{key} {ours[key]} ({theirs.get(key)})" for key in keys)
                     yield f"{name} differs from {reference} in more than its method: {said}."
+
+
+def _validation(sections: Sections) -> Iterator[str]:
+    # Folds are pooled, and what one validates on another one tests.
+    of_one_split = (run for run in _runs(sections) if len(run.splits) == 1)
+    if any(run.rows.keys() <= set(run.splits[0].val) for run in of_one_split):
+        yield "N are validation cases, by which settings and checkpoints may be chosen: no result of a method."
 
 
 def _circumstances(sections: Sections) -> Iterator[str]:

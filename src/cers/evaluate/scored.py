@@ -124,6 +124,8 @@ def read_scored(folder: Path) -> ScoredRun:
     run = run_folder(folder)
     table = (folder if folder != run else run / "eval") / "cases.csv"
     split, config = run / "split.json", run / "config.yaml"
+    if said := outdated(table.parent):
+        raise CersError(said)
     rows = declared_rows(read_cases_csv(table))
     if not rows:
         raise CersError(f"{table} holds no case; run `cers eval` on a split with cases")
@@ -133,6 +135,18 @@ def read_scored(folder: Path) -> ScoredRun:
         (read_split(split),) if split.is_file() else (),
         load_config(config) if config.is_file() else None,
         (_facts(run / "run.json"),),
+    )
+
+
+def outdated(scores: Path) -> str | None:
+    """What to say of scores of weights that the run has left behind since; None of those of its best ones."""
+    scored, run = _facts(scores / "summary.json").get("step"), _facts(scores.parent / "run.json")
+    best = run.get("best_step") or run.get("steps")  # without validation the last are the best
+    if None in (scored, best) or scored == best:
+        return None
+    return (
+        f"{scores} is of weights of step {scored}, but training has gone on and the best are of step {best}; run "
+        f"`cers eval {scores.parent}` again"
     )
 
 

@@ -17,7 +17,7 @@ from cers.retrieval.pool import KnowledgePool
 class Settings(BaseModel):
     """Base of every method's settings: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class Prediction:
 class Method(nn.Module, ABC):
     """A learning rule that owns its networks, teachers and pool. Everything it must remember is in its state_dict.
 
-    A subclass is built as `Subclass(setup, settings)` and declares whether it `reads_text`, how many `strong_views`
-    of each image it wants, how many results `steps` yields a batch, and its `networks` in words. A method with a pool
-    has an `encoder`, whose features fill it.
+    A subclass is built as `Subclass(setup, settings)` and declares whether it `may_read_text` and, in this run,
+    `reads_text`, how many `strong_views` of each image it wants, how many results `steps` yields a batch, and its
+    `networks` in words. A method with a pool has an `encoder`, whose features fill it.
 
     Chance inside a method comes from torch's global generators only: before every batch the loop seeds them by the
     run's seed and the number of the step, so that each choice is a function of the two and a resumed run repeats it.
@@ -126,6 +126,7 @@ class Method(nn.Module, ABC):
     Settings: ClassVar[type[Settings]]
     encoder: PyramidEncoder
     pool: KnowledgePool | None
+    may_read_text: ClassVar[bool] = False
     reads_text: bool = False
     strong_views: int = 0
     optimiser_steps: int = 1

@@ -39,7 +39,7 @@ from cers.schedules import sigmoid_ramp
 TOKEN_STRIDE = 32
 LARGEST_GRID = 7
 
-# Settings that only one state of a switch reads.
+# Settings that only one state of another reads.
 _HEEDED = {
     "pointing": ("reference_masks", True),
     "confidence": ("strong_views", True),
@@ -47,6 +47,8 @@ _HEEDED = {
     "lesson_dice": ("strong_views", True),
     "consistency_on": ("strong_views", False),
     "temperature": ("strong_views", False),
+    "coordinate_gate": ("decoder", "mcam"),
+    "multi_scale": ("decoder", "mcam"),
 }
 
 
@@ -91,7 +93,7 @@ class CERSSettings(Settings):
         """A changed setting that nothing reads would look like an ablation without effect."""
         name = str(info.field_name)
         switch, state = _HEEDED[name]
-        if value != cls.model_fields[name].default and info.data.get(switch) is not state:
+        if value != cls.model_fields[name].default and info.data.get(switch) != state:
             raise ValueError(f"does nothing unless method.settings.{switch}={str(state).lower()}")
         return value
 
@@ -109,6 +111,7 @@ class CERS(Method):
     """Shared encoder, base decoder, retrieval decoder, and the pool they look things up in."""
 
     Settings = CERSSettings
+    may_read_text = True
     networks = "1, two decoders, pool"
     pool: KnowledgePool
     size_gain: Tensor

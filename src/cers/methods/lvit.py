@@ -44,6 +44,7 @@ class LViT(Method):
     """
 
     Settings = LViTSettings
+    may_read_text = True
     pseudo_labels: Tensor
     masks: Tensor
     contrastive: Tensor

@@ -28,6 +28,7 @@ class UNetText(Method):
     """Encoder, report attention and decoder, trained on labelled images only."""
 
     Settings = UNetTextSettings
+    may_read_text = True
 
     def __init__(self, setup: Setup, settings: UNetTextSettings) -> None:
         super().__init__(setup, settings)

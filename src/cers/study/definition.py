@@ -5,16 +5,26 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from cers.config import RunConfig, Section, load_config, validate_settings
 from cers.errors import CersError, nearest
 from cers.methods.registry import METHODS
 
-Share = float | int
+
+class _Proportion(float):
+    """A share of the cases. Never equal to a count: 1.0 is all of them, and 1 is one case."""
+
+    def __eq__(self, other: object) -> bool:
+        return not isinstance(other, int) and super().__eq__(other)
+
+    __hash__ = float.__hash__
+
+
+Share = Annotated[float, AfterValidator(_Proportion)] | int
 
 
 class StudyRow(Section):
@@ -118,15 +128,23 @@ class Study(Section):
                 raise CersError(f"{key} is what the study varies; {_OF_THE_GRID[key]}")
         grid = {"data.labelled": share, "seed": seed}
         own = [f"{key}={json.dumps(value)}" for key, value in {**self.settings, **row.settings, **grid}.items()]
-        settings = [setting.replace(_SEED, str(seed)) for setting in (*own, *overrides)]
-        if fold is not None:
-            settings = [setting.replace(_FOLD, str(fold)) for setting in settings]
-        elif unknown := [setting for setting in settings if _FOLD in setting]:
-            raise CersError(f"{unknown[0]}: which folds? give --folds 1,2,3,4,5")
         try:
-            return load_config(self.preset, settings, methods=METHODS)
+            config = load_config(self.preset, [_at(each, seed, fold) for each in (*own, *overrides)], methods=METHODS)
+            of_preset = [f"{key}={json.dumps(value)}" for key, value in config.flat().items()]
+            return config.with_values([_at(each, seed, fold) for each in of_preset if _varies(each)])
         except CersError as error:
             raise CersError(f"row '{row.name}': {error}") from None
+
+
+def _varies(setting: str) -> bool:
+    return _SEED in setting or _FOLD in setting
+
+
+def _at(setting: str, seed: int, fold: int | None) -> str:
+    """The setting of one run, its numbers in the place of {seed} and {fold}."""
+    if fold is None and _FOLD in setting:
+        raise CersError(f"{setting}: which folds? give --folds 1,2,3,4,5")
+    return setting.replace(_SEED, str(seed)).replace(_FOLD, str(fold))
 
 
 _SEED, _FOLD = "{seed}", "{fold}"

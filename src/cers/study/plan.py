@@ -14,6 +14,7 @@ from cers.config import FREE, DataConfig, RunConfig
 from cers.data.splits import Split, load_split, make_split, save_split
 from cers.engine.trainer import Streams, total_steps
 from cers.errors import CersError
+from cers.evaluate.scored import outdated
 from cers.evaluation import evaluation_folder
 from cers.material import load_dataset
 from cers.methods.registry import method_settings
@@ -82,9 +83,8 @@ class Plan:
     def is_done(self, run: PlannedRun) -> bool:
         """Whether it is trained and scored."""
         scores = self.scores(run)
-        return all(
-            file.is_file() for file in (scores.parent / "run.json", scores / "cases.csv", scores / "summary.json")
-        )
+        files = (scores.parent / "run.json", scores / "cases.csv", scores / "summary.json")
+        return all(file.is_file() for file in files) and outdated(scores) is None
 
 
 def make_plan(study: Study, out: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -164,7 +164,7 @@ def _planned(
     row: str, share: Share, seed: int, fold: int | None, config: RunConfig, split: Split, out: Path
 ) -> PlannedRun:
     if config.data.split is None:
-        data = config.data.model_copy(update={"split": out / "split.json"})
+        data = config.data.model_copy(update={"split": _own_split(config, out)})
         config = config.model_copy(update={"data": data})
     try:
         key = run_key(config, split)
@@ -213,7 +213,13 @@ def _hash(values: Mapping[str, Any]) -> str:
 def _split(config: RunConfig, out: Path) -> Split:
     if config.data.split is not None:
         return load_split(config.data.split)
-    path = out / "split.json"
+    path = _own_split(config, out)
     if not path.is_file():
         save_split(make_split(load_dataset(config)), path)
     return load_split(path)
+
+
+def _own_split(config: RunConfig, out: Path) -> Path:
+    """Where the study keeps the split that it makes; another one for each way to read the dataset."""
+    reading = {name: value for name in ("negatives", "group_pattern") if (value := getattr(config.data, name))}
+    return out / (f"split-{_hash(reading)}.json" if reading else "split.json")

@@ -1,7 +1,6 @@
 """A study's table: our figures, those published beside them, and every form they are written in."""
 
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from cers.config import load_config
@@ -27,8 +26,6 @@ _PROTOCOL = (
     "train.patience",
 )
 
-_ON_VALIDATION = "N are validation cases, by which settings and checkpoints may be chosen: no result of a method."
-
 
 def study_table(plan: Plan) -> ComparisonTable | None:
     """The comparison of the runs that are done, in sections by labelled share; None while there are none.
@@ -41,10 +38,7 @@ def study_table(plan: Plan) -> ComparisonTable | None:
     for (share, row), keys in plan.cells.items():
         if done := _done(plan, keys):
             sections.setdefault(titles[share], {})[row] = [plan.scores(run) for run in done]
-    if not sections:
-        return None
-    table = compare_sections(sections, plan.study.reference)
-    return table if plan.study.part == "test" else replace(table, notes=(_ON_VALIDATION, *table.notes))
+    return compare_sections(sections, plan.study.reference) if sections else None
 
 
 def _done(plan: Plan, keys: Collection[str]) -> list[PlannedRun]:

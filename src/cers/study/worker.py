@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from cers.config import RunConfig
 from cers.errors import CersError, Interrupted
+from cers.evaluate.scored import outdated
 from cers.evaluation import evaluate, evaluation_folder
 from cers.run import resume, train
 
@@ -126,7 +127,8 @@ def _score(job: Job, tell: Callable[[Any], None]) -> None:
     def on_case(done: int, total: int) -> None:
         tell(Told("scoring", done, total))
 
-    if not (evaluation_folder(job.folder, job.part) / "summary.json").is_file():
+    scores = evaluation_folder(job.folder, job.part)
+    if not (scores / "summary.json").is_file() or outdated(scores):
         evaluate(job.folder, _places(job), part=job.part, on_case=on_case)
 
 

@@ -1,6 +1,7 @@
 """Text embeddings of a set of cases, ready to be put into batches."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,10 +19,10 @@ class TextTable:
     """The embedded reports and rationales of `cases`, looked up by case id.
 
     `render` turns a stored rationale into the text to embed (its four aspects) and raises ValueError on a malformed
-    one, which then counts as unknown and is named in `problems`. Mask-informed rationales are read for the ids in
-    `labelled` only: those of any other case would carry its hidden mask into the pool. An encoder that is None
-    leaves its fields out of the batch. With `cot_states` rationales also come as tokens, for upper layers that train;
-    with `mirrors` every text is there in the words of the mirrored image too.
+    one, which then counts as unknown. Mask-informed rationales are read for the ids in `labelled` only: those of any
+    other case would carry its hidden mask into the pool. An encoder that is None leaves its fields out of the batch.
+    With `cot_states` rationales also come as tokens, for upper layers that train; with `mirrors` every text is there in
+    the words of the mirrored image too.
     """
 
     def __init__(
@@ -36,7 +37,6 @@ class TextTable:
         cot_states: bool = False,
         mirrors: bool = False,
     ) -> None:
-        self.problems: list[str] = []
         self._views = {(c.id, mirrored) for c in cases for mirrored in {False, mirrors}}
         self.report_width = None if report is None else report.width
         self.cot_width = None if cot is None else cot.width
@@ -46,10 +46,8 @@ class TextTable:
             self._report = _Column(reports, EmbeddingCache(cache_folder, report), report.width, mirrors)
         if cot is not None:
             known = set(labelled)
-            free = self._rendered(render, ((c.id, c.rationale) for c in cases), "rationale")
-            informed = self._rendered(
-                render, ((c.id, c.mask_rationale) for c in cases if c.id in known), "mask-informed rationale"
-            )
+            free = _rendered(render, ((c.id, c.rationale) for c in cases))
+            informed = _rendered(render, ((c.id, c.mask_rationale) for c in cases if c.id in known))
             cache = EmbeddingCache(cache_folder, cot, tokens=cot_states)
             self._cot = _Column(free, cache, cot.width, mirrors)
             self._mask_cot = _Column(informed, cache, cot.width, mirrors)
@@ -76,18 +74,14 @@ class TextTable:
                 fields["mask_cot_tokens"], fields["mask_cot_padding"] = self._mask_cot.tokens(views)
         return fields
 
-    def _rendered(
-        self, render: Callable[[str], str], rationales: Iterable[tuple[str, str | None]], what: str
-    ) -> dict[str, str]:
-        texts = {}
-        for case_id, rationale in rationales:
-            if not rationale or not rationale.strip():
-                continue
-            try:
+
+def _rendered(render: Callable[[str], str], rationales: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    texts = {}
+    for case_id, rationale in rationales:
+        with suppress(ValueError):
+            if rationale and rationale.strip():
                 texts[case_id] = render(rationale)
-            except ValueError as error:
-                self.problems.append(f"{case_id}: {what}: {error}")
-        return texts
+    return texts
 
 
 class _Column:
