@@ -274,6 +274,13 @@ def test_overlaps_and_straddling_groups_are_refused(saved: tuple[Path, Split, li
     assert check_split(moved, cases) == [f"group '{split.groups[split.val[0]]}' is in test and val"]
 
 
+def test_groups_that_the_split_did_not_know_of_are_held_against_it(saved: tuple[Path, Split, list[Case]]) -> None:
+    path, split, cases = saved
+    torn = {split.val[0], split.test[0]}
+    with pytest.raises(CersError, match="group 'one patient' is in test and val"):
+        load_split(path, [replace(case, group="one patient") if case.id in torn else case for case in cases])
+
+
 def test_a_split_of_another_dataset_is_refused(saved: tuple[Path, Split, list[Case]]) -> None:
     path, _, cases = saved
     with pytest.raises(CersError, match=r"1 ids are not in the dataset.*'c00000'"):

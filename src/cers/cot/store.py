@@ -246,11 +246,10 @@ class AnnotationStore:
         state: State | None = None,
         role: Role | None = None,
         model: str | None = None,
-        prompt: str | None = None,
         batch: str | None = None,
     ) -> Iterator[Annotation]:
         """The rows with these properties, by image, role, prompt version and model."""
-        wanted = {"state": state, "role": role, "model": model, "prompt": prompt, "batch": batch}
+        wanted = {"state": state, "role": role, "model": model, "batch": batch}
         given = {name: value for name, value in wanted.items() if value is not None}
         where = " AND ".join(f"{name} = ?" for name in given)
         yield from self._select(

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -237,13 +238,13 @@ def unfit(split: Split, cases: Sequence[Case]) -> list[str]:
 
 def straddling(split: Split, cases: Sequence[Case]) -> list[str]:
     """Groups (those of the split and those of the cases) with images in more than one of train, val and test."""
-    group = {case.id: case.group for case in cases if case.group is not None} | split.groups
-    parts: dict[str, set[str]] = {}
-    for name, ids in split.parts.items():
-        for case_id in ids:
-            if case_id in group:
-                parts.setdefault(group[case_id], set()).add(name)
-    return [f"group '{name}' is in {' and '.join(sorted(where))}" for name, where in parts.items() if len(where) > 1]
+    part = {case_id: name for name, ids in split.parts.items() for case_id in ids}
+    own = {case.id: case.group for case in cases if case.group is not None}
+    where: dict[str, set[str]] = {}
+    for case_id, group in chain(split.groups.items(), own.items()):
+        if case_id in part:
+            where.setdefault(group, set()).add(part[case_id])
+    return [f"group '{group}' is in {' and '.join(sorted(names))}" for group, names in where.items() if len(names) > 1]
 
 
 def unplaced(split: Split, cases: Sequence[Case]) -> list[str]:

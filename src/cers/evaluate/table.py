@@ -46,9 +46,7 @@ def size_group(mask: NDArray[np.bool_]) -> str:
     return "small" if share < 0.005 else "large" if share > 0.05 else "medium"
 
 
-def build_rows(
-    scored: Iterable[tuple[Case, CasePrediction, NDArray[np.bool_]]], *, threshold: float = 0.5, tolerance: float = 2.0
-) -> list[CaseRow]:
+def build_rows(scored: Iterable[tuple[Case, CasePrediction, NDArray[np.bool_]]]) -> list[CaseRow]:
     """Rows of all cases: the declared branch of each first, then what else it predicted.
 
     A branch is left out where it is the only one, being the declared branch itself; a prediction without evidence is
@@ -66,7 +64,7 @@ def build_rows(
         seen.add(case.id)
         for branch, probability in _branches(prediction).items():
             try:
-                metrics = score(probability, mask, threshold=threshold, tolerance=tolerance)
+                metrics = score(probability, mask)
             except CersError as error:
                 raise CersError(f"case '{case.id}', branch '{branch}': {error}") from None
             rows.append(CaseRow(case.id, branch, case.label, case.group, size_group(mask), metrics))
