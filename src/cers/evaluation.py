@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,10 @@ def truth_of(case: Case, run: Run, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 
 def _require_own(out: Path, pool: Path | None) -> None:
     """Two pools of one name would take each other's place."""
-    path = out / "summary.json"
-    if pool is None or not path.is_file():
-        return
-    held = json.loads(path.read_text(encoding="utf-8")).get("pool")
-    if held not in (None, str(pool.resolve())):
+    held = None
+    with suppress(OSError, ValueError):  # none there, or damaged: it is written anew
+        held = json.loads((out / "summary.json").read_text(encoding="utf-8")).get("pool")
+    if pool is not None and held not in (None, str(pool.resolve())):
         raise CersError(f"{out} holds scores with the pool {held}; rename one of the two, or delete {out}")
 
 
