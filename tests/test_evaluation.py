@@ -122,6 +122,8 @@ def test_scores_that_training_has_left_behind_are_not_shown(evaluated: Path, tmp
         said = refused(command, run)
         assert "but training has gone on" in said
         assert f"run `cers eval {run}` again" in said
+    (run / "eval" / "summary.json").write_text("{", encoding="utf-8")
+    assert f"summary.json is damaged; run `cers eval {run}` again" in refused("compare", run)
 
 
 def test_the_report_renders(evaluated: Path, split_file: Path) -> None:

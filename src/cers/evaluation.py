@@ -24,7 +24,7 @@ from cers.files import AnyPath, write_atomic
 from cers.predict.pools import load_pool
 from cers.predict.predictor import Predictor
 from cers.retrieval.pool import PoolEntry
-from cers.run import Run, load_run
+from cers.run import Run, load_run, require_other_data
 
 THRESHOLD = 0.5
 OnCase = Callable[[int, int], None]
@@ -61,8 +61,7 @@ def evaluate(
     """
     folder = Path(folder)
     data, pool, out = (None if path is None else Path(path) for path in (data, pool, out))
-    if data is None and mask not in (None, MaskReading()):
-        raise CersError("how masks are read can be said of --data only; the run's own are read as in training")
+    require_other_data(data, mask)
     run = load_run(folder, overrides)
     cases = _own_cases(run, part) if data is None else _other_cases(data, layout, run)
     if data is not None:

@@ -215,6 +215,16 @@ def load_run(folder: AnyPath, overrides: Sequence[str] = ()) -> Run:
     return Run(folder, config, split, texts, method.eval(), checkpoint.facts)
 
 
+def require_other_data(data: Path | None, mask: MaskReading | None) -> None:
+    """Refuse a reading of masks where no other dataset is given.
+
+    Raises:
+        CersError: there is none to be read by it.
+    """
+    if data is None and mask not in (None, MaskReading()):
+        raise CersError("how masks are read can be said of --data only; the run's own are read as in training")
+
+
 def read_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The resolved configuration of a run; `overrides` may change how it computes and where its files are.
 

@@ -108,21 +108,16 @@ def split(
 ) -> None:
     """Deal a dataset out to training, validation and test, and write the split to a file with a hash."""
     from cers.data.duplicates import near_duplicates
-    from cers.data.folds import fold_files, make_folds, surplus_files
+    from cers.data.folds import make_folds
     from cers.data.layouts import load_cases
-    from cers.data.splits import is_split_file, load_split, make_split, save_split
+    from cers.data.splits import load_split, make_split, save_split
 
     share = _share(labelled)
     if folds is not None and (strategy != "grouped" or test is not None):
         raise CersError("--folds deals all groups out to be tested in turn; leave out --test and --strategy")
     if redraw is not None and (strategy, val, test, folds, limit) != ("grouped", 0.1, None, None, None):
         raise CersError("--redraw keeps the parts of a split; leave out --strategy, --val, --test, --folds and --limit")
-    files, surplus = ([out], []) if folds is None else (fold_files(out, folds), surplus_files(out, folds))
-    there = [file for file in [*files, *surplus] if file.exists()]
-    if other := [file for file in there if not is_split_file(file)]:
-        raise CersError(f"{other[0]} exists and is no split file; delete it, or write elsewhere with --out")
-    if there and not overwrite:
-        raise CersError(f"{there[0]} exists; add --overwrite to replace it, or write elsewhere with --out")
+    files, surplus = _split_files(out, folds, overwrite)
     cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern)
     clusters: list[list[str]] = []
     if strategy in ("grouped", "official") and redraw is None:
@@ -165,6 +160,20 @@ def phantom(
     with counted("drawing phantoms") as heard:
         write_phantoms(out, n=cases, size=size, seed=seed, progress=heard)
     say(f"{cases} phantoms in {out}; next: cers data check {quote(str(out / 'manifest.csv'))}")
+
+
+def _split_files(out: Path, folds: int | None, overwrite: bool) -> tuple[list[Path], list[Path]]:
+    """The split files to write, and those that an earlier division into more folds left; only splits are replaced."""
+    from cers.data.folds import fold_files, surplus_files
+    from cers.data.splits import is_split_file
+
+    files, surplus = ([out], []) if folds is None else (fold_files(out, folds), surplus_files(out, folds))
+    there = [file for file in [*files, *surplus] if file.exists()]
+    if other := [file for file in there if not is_split_file(file)]:
+        raise CersError(f"{other[0]} exists and is no split file; delete it, or write elsewhere with --out")
+    if there and not overwrite:
+        raise CersError(f"{there[0]} exists; add --overwrite to replace it, or write elsewhere with --out")
+    return files, surplus
 
 
 def _share(text: str) -> float | int:

@@ -4,24 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from statistics import fmean
 
+from cers.config import FREE
 from cers.evaluate.scored import ScoredRun, Trait
 from cers.evaluate.statistics import FEW_GROUPS, group_index
 
 Sections = Mapping[str, Mapping[str, Sequence[ScoredRun]]]
 
 # What a comparison varies on purpose, and what says only where things are or how fast they go.
-_EXPECTED = (
-    "seed",
-    "method.",
-    "data.path",
-    "data.layout",
-    "data.cache",
-    "data.split",
-    "data.labelled",
-    "train.workers",
-    "train.tensorboard",
-    "train.checkpoint_every",
-)
+_EXPECTED = (*sorted(FREE), "seed", "method.", "data.layout", "data.split", "data.labelled")
 
 
 def comparison_notes(sections: Sections, reference: str, only: Mapping[Trait, str]) -> tuple[str, ...]:

@@ -134,23 +134,25 @@ def read_scored(folder: Path) -> ScoredRun:
         {row.id: row for row in rows},
         (read_split(split),) if split.is_file() else (),
         load_config(config) if config.is_file() else None,
-        (_facts(run / "run.json"),),
+        (_trained(run),),
     )
 
 
 def outdated(scores: Path) -> str | None:
     """What to say of scores of weights that the run has left behind since; None of those of its best ones."""
-    scored, run = _facts(scores / "summary.json").get("step"), _facts(scores.parent / "run.json")
+    run, again = _trained(scores.parent), f"run `cers eval {scores.parent}` again"
     best = run.get("best_step") or run.get("steps")  # without validation the last are the best
+    scored = _facts(scores / "summary.json", again).get("step")
     if None in (scored, best) or scored == best:
         return None
-    return (
-        f"{scores} is of weights of step {scored}, but training has gone on and the best are of step {best}; run "
-        f"`cers eval {scores.parent}` again"
-    )
+    return f"{scores} is of weights of step {scored}, but training has gone on and the best are of step {best}; {again}"
 
 
-def _facts(path: Path) -> Mapping[str, Any]:
+def _trained(run: Path) -> Mapping[str, Any]:
+    return _facts(run / "run.json", f"delete it and run `cers train --resume {run}`")
+
+
+def _facts(path: Path, advice: str) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -158,7 +160,7 @@ def _facts(path: Path) -> Mapping[str, Any]:
     except ValueError:
         facts = None
     if not isinstance(facts, dict):
-        raise CersError(f"{path} is damaged; delete it and run `cers train --resume {path.parent}`")
+        raise CersError(f"{path} is damaged; {advice}")
     return facts
 
 

@@ -20,7 +20,7 @@ from cers.errors import CersError
 from cers.material import Decoding
 from cers.retrieval.pool import KnowledgePool, PoolEntry, PoolShape
 from cers.retrieval.search import cosine_similarity
-from cers.run import Run, load_run
+from cers.run import Run, load_run, require_other_data
 
 BATCH = 16
 ROWS = 1024
@@ -80,8 +80,7 @@ def build_pool(
             `mask` without `data`, or `out` holds a pool already and `overwrite` is not set.
     """
     _require_free(out, overwrite)
-    if data is None and mask not in (None, MaskReading()):
-        raise CersError("how masks are read can be said of --data only; the run's own are read as in training")
+    require_other_data(data, mask)
     run = load_run(folder)
     shape = _pool_of(run).shape
     own = _own(run, split) if data is None or keep_own or split is not None else []
