@@ -82,7 +82,7 @@ def test_each_strategy_does_what_it_says(strategy, expected, candidates):
         assert torch.allclose(found[0], torch.tensor(cosines)[places], atol=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["cot", "report", "image+cot", "image+report", "shuffled-cot"])
+@pytest.mark.parametrize("strategy", ["cot", "report", "image+cot", "image+report", "shuffled-cot", "shuffled-report"])
 def test_a_query_without_text_falls_back_on_its_image(strategy):
     evidence = retrieve(strategy, queries("q", known=False))
     assert picked(evidence) == picked(retrieve("image"))
@@ -144,21 +144,30 @@ def test_random_references_are_never_the_query_itself():
     assert all(id_ not in row for id_, row in zip("abcdef", picked(retrieve("image", batch, k=5)), strict=True))
 
 
+@pytest.mark.parametrize(("control", "cosines"), [("shuffled-cot", BY_COT), ("shuffled-report", BY_REPORT)])
 @pytest.mark.parametrize("n", [2, 3, 6])
-def test_shuffled_rationales_are_all_dealt_and_every_one_to_another_case(n):
-    """Cosines are distinct, so that each tells whose rationale it is."""
-    evidence = retrieve("shuffled-cot", pool=make_pool(n=n), candidates=n, k=n)
+def test_shuffled_texts_are_all_dealt_and_every_one_to_another_case(n, control, cosines):
+    """Cosines are distinct, so that each tells whose text it is."""
+    evidence = retrieve(control, pool=make_pool(n=n), candidates=n, k=n)
     dealt = torch.empty(n).scatter_(0, evidence.index[0], evidence.text_similarity[0])
-    own = torch.tensor(BY_COT[:n])
+    own = torch.tensor(cosines[:n])
     assert torch.allclose(dealt.sort().values, own.sort().values, atol=1e-3)
-    assert ((dealt - own).abs() > 0.05).all()
-    assert torch.equal(evidence.index, retrieve("shuffled-cot", pool=make_pool(n=n), candidates=n, k=n).index)
+    assert ((dealt - own).abs() > 0.04).all()
+    assert torch.equal(evidence.index, retrieve(control, pool=make_pool(n=n), candidates=n, k=n).index)
 
 
-def test_shuffling_keeps_the_candidates_and_ranks_them_by_the_wrong_rationales():
-    evidence = retrieve("shuffled-cot", k=3)
+@pytest.mark.parametrize("control", ["shuffled-cot", "shuffled-report"])
+def test_shuffling_keeps_the_candidates_and_ranks_them_by_the_wrong_texts(control):
+    evidence = retrieve(control, k=3)
     assert evidence.candidates.tolist() == [[0, 1, 2]]
     assert (evidence.text_similarity.diff() <= 0).all()
+
+
+def test_shuffled_reports_of_a_query_without_one_are_shuffled_rationales():
+    batch = replace(queries("q"), report=None, report_known=None)
+    found, rationales = (retrieve(control, batch, k=3) for control in ("shuffled-report", "shuffled-cot"))
+    assert torch.equal(found.index, rationales.index)
+    assert torch.equal(found.text_similarity, rationales.text_similarity)
 
 
 def test_cosines_do_not_depend_on_the_length_of_the_queries():

@@ -14,15 +14,18 @@ from cers.methods.reference_size import smallest_size
 from cers.retrieval.pool import KnowledgePool
 from cers.retrieval.search import cosine_similarity, two_stage_search
 
-Strategy = Literal["none", "image", "cot", "report", "image+report", "image+cot", "random", "shuffled-cot"]
+Strategy = Literal[
+    "none", "image", "cot", "report", "image+report", "image+cot", "random", "shuffled-cot", "shuffled-report"
+]
 
 
 @dataclass(frozen=True)
 class Retriever:
     """Two-stage retrieval by `strategy`: `candidates` by the coarse similarity, `k` of them by the fine one.
 
-    `random` draws any allowed cases; `shuffled-cot` is `image+cot` with the rationales dealt to the wrong cases of the
-    pool. A query without report goes by its rationale, one without rationale by its image.
+    `random` draws any allowed cases; `shuffled-cot` and `shuffled-report` are `image+cot` and `image+report` with the
+    texts of the pool dealt to the wrong cases. A query without report goes by its rationale, one without rationale by
+    its image.
     """
 
     strategy: Strategy
@@ -40,7 +43,7 @@ class Retriever:
         """
         by_image = cosine_similarity(image, pool.image)
         by_text = partial(self._text_similarity, pool, batch, cot, by_image)
-        coarse, fine = by_image, by_text if "+" in self.strategy or self.strategy == "shuffled-cot" else None
+        coarse, fine = by_image, by_text if "+" in self.strategy or self._shuffled else None
         if self.strategy in ("cot", "report"):
             text = by_text(None)
             coarse = torch.where(text.isnan().all(dim=1, keepdim=True), by_image, text.nan_to_num(nan=-2.0))
@@ -66,19 +69,23 @@ class Retriever:
             at_least=smallest_size(pool.area[found.index], text, found.valid) if pool.shape.areas else None,
         )
 
+    @property
+    def _shuffled(self) -> bool:
+        return self.strategy.startswith("shuffled-")
+
     def _text_similarity(
         self, pool: KnowledgePool, batch: Batch, cot: Tensor | None, like: Tensor, rows: Tensor | None
     ) -> Tensor:
         """Cosine of the strategy's text (B,N), or (B,K) for some rows of the pool; NaN where either side has none."""
         blank = torch.full_like(like if rows is None else like.gather(1, rows), torch.nan)
-        entries, known = pool.cot, pool.cot_known
-        if self.strategy == "shuffled-cot":
-            deal = _derangement(len(pool)).to(entries.device)
-            entries, known = entries[deal], known[deal]
-        by_cot = _cosine_or(blank, cot, batch.cot_known, entries, known, rows)
+        rationales, reports = (pool.cot, pool.cot_known), (pool.report, pool.report_known)
+        if self._shuffled:
+            deal = _derangement(len(pool)).to(pool.cot.device)
+            rationales, reports = ((texts[deal], known[deal]) for texts, known in (rationales, reports))
+        by_cot = _cosine_or(blank, cot, batch.cot_known, *rationales, rows)
         if "report" not in self.strategy:
             return by_cot
-        by_report = _cosine_or(blank, batch.report, batch.report_known, pool.report, pool.report_known, rows)
+        by_report = _cosine_or(blank, batch.report, batch.report_known, *reports, rows)
         return torch.where(by_report.isnan().all(dim=1, keepdim=True), by_cot, by_report)
 
 
