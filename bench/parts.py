@@ -42,12 +42,15 @@ class Answer(NamedTuple):
 
 PARTS = {
     "CERS − supervised": (Answer("cers"), Answer("supervised")),
-    "CERS − U-Net + report": (Answer("cers"), Answer("unet-text")),
-    "reading the report: U-Net + report − supervised": (Answer("unet-text"), Answer("supervised")),
+    "CERS − unet-text": (Answer("cers"), Answer("unet-text")),
+    "reading the report: unet-text − supervised": (Answer("unet-text"), Answer("supervised")),
     "both decoders − the retrieval branch": (Answer("cers", "both"), Answer("cers", "retrieval")),
     "sizes of references": (Answer("cers"), Answer("cers", "both")),
     "own − random references": (Answer("cers"), Answer("cers", retrieval="random")),
+    "own − shuffled reports": (Answer("cers"), Answer("cers", retrieval="shuffled-report")),
     "own − shuffled rationales": (Answer("cers"), Answer("cers", retrieval="shuffled-cot")),
+    "own − by image alone": (Answer("cers"), Answer("cers", retrieval="image")),
+    "own − re-ranked by rationale": (Answer("cers"), Answer("cers", retrieval="image+cot")),
     "own − no references": (Answer("cers"), Answer("cers", retrieval="none")),
 }
 OTHERS = ("ucmt", "unimatch-v2", "supervised", "unet-text")
