@@ -10,11 +10,11 @@ import pytest
 import cers
 import cers.config
 import cers.evaluation
-import cers.predict.predictor
 import cers.reporting
 import cers.retrieval.pool
 import cers.run
 from cers.data.phantom import write_phantoms
+from cers.predict import outlines, predictor
 
 HEAVY = {"torch", "numpy", "pydantic", "monai", "timm", "pandas", "cv2", "cers.run"}
 
@@ -34,7 +34,8 @@ def test_every_name_is_the_function_or_class_where_it_is_defined() -> None:
     assert (cers.train, cers.resume, cers.load_run) == (cers.run.train, cers.run.resume, cers.run.load_run)
     assert cers.evaluate is cers.evaluation.evaluate
     assert cers.report is cers.reporting.report
-    assert cers.Predictor is cers.predict.predictor.Predictor
+    assert cers.Predictor is predictor.Predictor
+    assert cers.predict is outlines.predict
     assert cers.KnowledgePool is cers.retrieval.pool.KnowledgePool
     assert all(callable(getattr(cers, name)) for name in cers.__all__)
     assert set(cers.__all__) <= set(dir(cers))
@@ -42,13 +43,13 @@ def test_every_name_is_the_function_or_class_where_it_is_defined() -> None:
 
 def test_rooms_of_the_same_names_do_not_hide_the_functions() -> None:
     code = (
-        "import cers, cers.evaluate.table, cers.report.page\n"
+        "import cers, cers.evaluate.table, cers.predict.pools, cers.report.page\n"
         "from cers.evaluate import metrics\n"
         "from cers.report.page import render_report\n"
-        "print(cers.evaluate.__module__, cers.report.__module__, metrics.__name__)\n"
+        "print(cers.evaluate.__module__, cers.predict.__module__, cers.report.__module__, metrics.__name__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "cers.evaluation cers.reporting cers.evaluate.metrics\n"
+    assert done.stdout == "cers.evaluation cers.predict.outlines cers.reporting cers.evaluate.metrics\n"
     assert done.stderr == ""
 
 

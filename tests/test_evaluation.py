@@ -94,6 +94,20 @@ def test_cases_that_it_was_trained_on_are_not_scored_as_new(evaluated: Path, sca
     assert "give one of them" in refused("eval", evaluated, "--data", scans, "--part", "val")
 
 
+def test_an_image_it_was_trained_on_is_known_when_saved_anew(
+    evaluated: Path, scans: Path, split_file: Path, tmp_path: Path
+) -> None:
+    labelled = read_json(split_file)["labelled"][0]
+    write_phantoms(tmp_path / "other", n=4, size=64, seed=5)
+    stranger = sorted((tmp_path / "other" / "images").iterdir())[0]
+    for part in ("images", "masks"):
+        pixels = grey(scans / part / f"{labelled}.png")
+        cv2.imwrite(str(tmp_path / "other" / part / stranger.name), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    assert stranger.read_bytes() != (scans / "images" / f"{labelled}.png").read_bytes()
+    said = refused("eval", evaluated, "--data", tmp_path / "other")
+    assert f"'{stranger.stem}' (1 such cases), by whose mask {evaluated} was trained" in said
+
+
 def test_another_dataset_even_without_the_runs_own(evaluated: Path, scans: Path, tmp_path: Path) -> None:
     write_phantoms(tmp_path / "other", n=4, size=64, seed=5)
     done = succeeds("eval", evaluated, "--data", tmp_path / "other", "--json")
@@ -112,6 +126,29 @@ def test_another_dataset_even_without_the_runs_own(evaluated: Path, scans: Path,
     without = json.loads(done.stdout)
     assert without["branches"] == summary["branches"]
     assert without["retrieval"]["image"]["class_precision"] == summary["retrieval"]["image"]["class_precision"]
+    edit_manifest(tmp_path / "other", lambda i, row: [row] if i.endswith("1") else [])
+    succeeds("eval", evaluated, "--data", tmp_path / "other")
+    assert len(list((scores / "masks").iterdir())) == 1, "outlines of cases that are no longer scored"
+
+
+def test_images_without_mask_are_outlined(evaluated: Path, scans: Path, split_file: Path, tmp_path: Path) -> None:
+    test = read_json(split_file)["test"]
+    new = Path(shutil.copytree(scans, tmp_path / "new"))
+    shutil.rmtree(new / "masks")
+    edit_manifest(new, lambda i, row: [{**row, "mask": ""}] if i in test else [])
+    assert "outline it with `cers predict`" in refused("eval", evaluated, "--data", new)
+    done = succeeds("predict", evaluated, new)
+    (written,) = evaluated.glob("predict-new-*")
+    assert f"masks: {written / 'masks'}" in done.stdout
+    for id_ in test:
+        outlined, scored = (grey(folder / "masks" / f"{id_}.png") for folder in (written, evaluated / "eval"))
+        np.testing.assert_array_equal(outlined, scored)
+    assert len(list((written / "masks").iterdir())) == len(test)
+    lines = [json.loads(line) for line in (written / "evidence.jsonl").read_text("utf-8").splitlines()]
+    assert [line["id"] for line in lines] == sorted(test)
+    elsewhere = succeeds("predict", evaluated, new, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "masks" / f"{test[0]}.png").is_file(), elsewhere.stdout
+    assert "no dataset at" in refused("predict", evaluated, tmp_path / "gone")
 
 
 def test_scores_that_training_has_left_behind_are_not_shown(evaluated: Path, tmp_path: Path) -> None:

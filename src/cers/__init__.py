@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cers.config import load_config
     from cers.data.layouts import load_cases
     from cers.evaluation import evaluate
+    from cers.predict.outlines import predict
     from cers.predict.predictor import Predictor
     from cers.reporting import report
     from cers.retrieval.pool import KnowledgePool
@@ -23,6 +24,7 @@ __all__ = [
     "load_cases",
     "load_config",
     "load_run",
+    "predict",
     "report",
     "resume",
     "train",
@@ -36,6 +38,7 @@ _HOMES = {
     "load_cases": "cers.data.layouts",
     "load_config": "cers.config",
     "load_run": "cers.run",
+    "predict": "cers.predict.outlines",
     "report": "cers.reporting",
     "resume": "cers.run",
     "train": "cers.run",
@@ -53,7 +56,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Importing the rooms cers.evaluate and cers.report must not hide the functions of the same names."""
+    """Importing the rooms cers.evaluate, cers.predict and cers.report must not hide the functions of the same names."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

@@ -1,33 +1,28 @@
 """Scoring a run: its predictions against masks, its references against its queries."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cers.config import MaskReading
 from cers.data.case import Case
+from cers.data.duplicates import pixel_hash
 from cers.data.images import read_mask_at
 from cers.data.layouts import load_cases
-from cers.data.prediction import CasePrediction
 from cers.errors import CersError
 from cers.evaluate.retrieval import retrieval_quality
 from cers.evaluate.table import build_rows, summarise, write_cases_csv, write_summary
-from cers.files import AnyPath, write_atomic
+from cers.files import AnyPath
+from cers.predict.outlines import OnCase, place_name, write_outlines
 from cers.predict.pools import load_pool
 from cers.predict.predictor import Predictor
 from cers.retrieval.pool import PoolEntry
 from cers.run import Run, load_run, require_other_data
-
-THRESHOLD = 0.5
-OnCase = Callable[[int, int], None]
 
 
 def evaluate(
@@ -71,8 +66,8 @@ def evaluate(
     out = out or evaluation_folder(folder, part, data, pool, retrieval)
     _require_own(out, pool)
     predictor = Predictor(run, cases, pool=None if pool is None else load_pool(run, pool))
-    evidence: list[str] = []
-    rows = build_rows(_scored(predictor, cases, run, out, evidence, on_case))
+    predictions = zip(cases, write_outlines(predictor, cases, out, on_case), strict=True)
+    rows = build_rows((case, said, truth_of(case, run, said.probability.shape)) for case, said in predictions)
     summary = summarise(rows) | {"step": run.facts["state"]["step"]}
     if pool is not None:
         summary["pool"] = str(pool.resolve())
@@ -81,7 +76,6 @@ def evaluate(
     if quality := retrieval_table(predictor, cases, run):
         summary["retrieval"] = quality
     write_cases_csv(rows, out / "cases.csv")
-    write_atomic(out / "evidence.jsonl", "".join(evidence))
     write_summary(summary, out / "summary.json")
     return summary
 
@@ -93,13 +87,10 @@ def evaluation_folder(
     pool: Path | None = None,
     retrieval: str | None = None,
 ) -> Path:
-    """Where `evaluate` writes: `eval` in the run, where given with `-val` or the names of data, pool and strategy.
-
-    Datasets of one name, such as two `manifest.csv`, are told apart by a hash of where they lie.
-    """
+    """Where `evaluate` writes: `eval` in the run, where given with `-val` or the names of data, pool and strategy."""
     where = [part] if part != "test" else []
     if data is not None:
-        where = ["data", data.stem, hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:6]]
+        where = ["data", place_name(data)]
     return folder / "-".join(
         ["eval", *where, *([f"pool-{pool.name}"] if pool else []), *([retrieval] if retrieval else [])]
     )
@@ -154,29 +145,12 @@ def _own_cases(run: Run, part: str) -> list[Case]:
 def _other_cases(data: Path, layout: str, run: Run) -> list[Case]:
     cases = [case for case in load_cases(data, layout) if case.annotated]
     if not cases:
-        raise CersError(f"{data} has no annotated case to score; give one with masks")
-    if learned := run.shown_by(cases, {*run.split.labelled, *run.split.val}):
+        raise CersError(
+            f"{data} has no annotated case to score; give one with masks, or outline it with `cers predict`"
+        )
+    if learned := run.shown_by(cases, {*run.split.labelled, *run.split.val}, pixel_hash):
         raise CersError(
             f"{data} has '{min(learned)}' ({len(learned)} such cases), by whose mask {run.folder} was trained or "
             "validated; leave them out of it, or score the run's own test part without --data"
         )
     return run.grouped(cases)
-
-
-def _scored(
-    predictor: Predictor, cases: Sequence[Case], run: Run, out: Path, evidence: list[str], on_case: OnCase | None
-) -> Iterator[tuple[Case, CasePrediction, NDArray[np.bool_]]]:
-    for done, (case, prediction) in enumerate(zip(cases, predictor.predict(), strict=True), start=1):
-        _write_mask(out / "masks" / f"{case.id}.png", prediction.probability >= THRESHOLD)
-        references = [asdict(reference) for reference in prediction.references]
-        if references:
-            said = {"id": case.id, "references": references, "at_least": prediction.at_least}
-            evidence.append(json.dumps(said) + "\n")
-        if on_case is not None:
-            on_case(done, len(cases))
-        yield case, prediction, truth_of(case, run, prediction.probability.shape)
-
-
-def _write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
-    encoded = cv2.imencode(".png", mask.astype(np.uint8) * 255)[1]
-    write_atomic(path, encoded.tobytes())

@@ -23,4 +23,5 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise CersError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from None
+        hint = "mend its permissions" if isinstance(error, PermissionError) else "free space"
+        raise CersError(f"cannot write {path}: {error.strerror}; {hint} or choose another folder") from None

@@ -3,13 +3,16 @@
 import json
 import platform
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from statistics import median
 from typing import Any, Self
 
 import torch
+from filelock import FileLock, Timeout
 
 from cers import __version__
 from cers.config import FREE, MaskReading, RunConfig, dump_config, load_config
@@ -33,6 +36,7 @@ from cers.text.encoders import TextEncoders
 # What a folder holds before it can be resumed, and what every run holds from then on.
 BEGUN = {"split.json", "text"}
 COMPLETE = {"config.yaml", *BEGUN}
+LOCK = ".lock"
 
 
 # What the state of a finished run says of its price, for `run.json`.
@@ -73,13 +77,16 @@ class Run:
         except CersError:
             return {}
 
-    def shown_by(self, cases: Sequence[Case], ids: Collection[str]) -> set[str]:
-        """Ids of `cases` whose image file is that of one of the run's own `ids`; none where its data are not at hand.
+    def shown_by(
+        self, cases: Sequence[Case], ids: Collection[str], known_by: Callable[[Path], str] = file_hash
+    ) -> set[str]:
+        """Ids of `cases` whose image is that of one of the run's own `ids`; none where its data are not at hand.
 
-        Names tell nothing: two hospitals may both have an image 001.
+        Images are `known_by` the bytes of their files, or by their pixels (`pixel_hash`), which takes longer and also
+        knows one that was saved anew. Names tell nothing: two hospitals may both have an image 001.
         """
-        own = {file_hash(case.image) for id_, case in self.cases_at_hand().items() if id_ in ids}
-        return {case.id for case in cases if own and file_hash(case.image) in own}
+        own = {known_by(case.image) for id_, case in self.cases_at_hand().items() if id_ in ids}
+        return {case.id for case in cases if own and known_by(case.image) in own}
 
     def grouped(self, cases: Sequence[Case]) -> list[Case]:
         """Cases of any dataset, with groups as the run's split knows them where they are its own images."""
@@ -136,12 +143,14 @@ def train(
     _require_free(folder, overwrite)
     # Everything is read before an older run is deleted.
     new = prepare(config, folder, on_note=on_note, on_row=on_row, on_decode=on_decode)
-    if folder.exists() and overwrite:
-        shutil.rmtree(folder)
-    save_split(new.split, folder / "split.json")
-    new.texts.save(folder / "text")
-    write_atomic(folder / "config.yaml", dump_config(new.trainer.config))
-    return _run(new.trainer)
+    with _alone(folder):
+        _require_free(folder, overwrite)  # another process may have been faster
+        if overwrite:
+            _clear(folder)
+        save_split(new.split, folder / "split.json")
+        new.texts.save(folder / "text")
+        write_atomic(folder / "config.yaml", dump_config(new.trainer.config))
+        return _run(new.trainer)
 
 
 def prepare(
@@ -192,7 +201,8 @@ def resume(
     split = _own_split(folder)
     cases = dataset_cases(config, split)
     texts = TextEncoders.load(folder / "text", config.text)
-    return _run(_trainer(config, folder, cases, split, texts, on_row, on_decode))
+    with _alone(folder):
+        return _run(_trainer(config, folder, cases, split, texts, on_row, on_decode))
 
 
 def load_run(folder: AnyPath, overrides: Sequence[str] = ()) -> Run:
@@ -232,7 +242,9 @@ def read_config(folder: Path, overrides: Sequence[str] = ()) -> RunConfig:
         CersError: `folder` holds no run, or an override would change what it computes.
     """
     if not (folder / "config.yaml").is_file():
-        raise CersError(f"{folder} holds no run (config.yaml is missing); train one with `cers train --out {folder}`")
+        raise CersError(
+            f"{folder} holds no run (config.yaml is missing); train one with `cers train --out {quote(str(folder))}`"
+        )
     stored = load_config(folder / "config.yaml")
     changed = stored.with_values(overrides)
     _refuse_changes(stored, changed)
@@ -246,7 +258,7 @@ def unfinished(folder: Path) -> str | None:
         return None
     facts = load_checkpoint(last).facts
     step, steps = facts["state"]["step"], facts["steps"]
-    return f"{folder} stopped at step {step} of {steps}; go on with `cers train --resume {folder}`"
+    return f"{folder} stopped at step {step} of {steps}; go on with `cers train --resume {quote(str(folder))}`"
 
 
 def _own_split(folder: Path) -> Split:
@@ -266,8 +278,41 @@ def _require_free(folder: Path, overwrite: bool) -> None:
     if held <= BEGUN or (overwrite and held >= COMPLETE):
         return
     if held >= COMPLETE:
-        raise CersError(f"{folder} holds a run; go on with `cers train --resume {folder}`, or pass --overwrite")
+        again = f"cers train --resume {quote(str(folder))}"
+        raise CersError(f"{folder} holds a run; go on with `{again}`, or pass --overwrite")
     raise CersError(f"{folder} is not empty and holds no run; delete it, or name another folder with --out")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run for this process: two that trained into one folder would spoil each other's files.
+
+    Raises:
+        CersError: another process holds it, or nothing can be written there.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CersError(
+            f"another process is training {folder}; wait for it, or name another folder with --out"
+        ) from None
+    except OSError as error:
+        raise CersError(f"cannot write {folder}: {error.strerror}; name another folder with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _clear(folder: Path) -> None:
+    """Delete what an older run left, but for the lock that is held."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _trainer(

@@ -48,6 +48,18 @@ def test_offline_writes_what_training_reads(dataset: tuple[Path, Path], tmp_path
     assert f"rationales written {12 + len(labelled)}" in " ".join(result.stdout.split())
     again = RUNNER.invoke(app, ["offline", str(root), "--split", str(split), "--out", str(out), "--no-report"])
     assert "rationales written 0" in " ".join(again.stdout.split())
+    assert f"delete {out} to have all written without" in " ".join(again.stderr.split())
+
+
+def test_without_a_split_no_mask_is_opened(dataset: tuple[Path, Path], tmp_path: Path) -> None:
+    root = Path(shutil.copytree(dataset[0], tmp_path / "copy"))
+    for mask in (root / "masks").iterdir():
+        mask.write_bytes(b"no mask")
+    out = tmp_path / "rationales.csv"
+    result = RUNNER.invoke(app, ["offline", str(root), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "rationales written 12" in " ".join(result.stdout.split())
+    assert not any(case.mask_rationale for case in load_cases(dataset[0], rationales=out))
 
 
 def test_the_bar_of_a_second_run_counts_what_it_does(dataset: tuple[Path, Path], tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def test_plan_run_status_on_one_store(scans: Path, split_file: Path, tmp_path: P
     assert result.exit_code == 0, result.output
     assert len(server.seen) == 3
     server.faults = deque(["garbage", "garbage"])
+    result = call("run", scans, split_file, store, base, "modality=MR", "--limit", "1")
+    assert "1 texts are invalid or were refused; `--again` asks for them anew" in result.stderr
     result = call("run", scans, split_file, store, base, "modality=MR", "--max-cost", "5")
     assert "0 texts left" in result.stdout
     result = call("plan", scans, split_file, store, base, "modality=MR")

@@ -122,6 +122,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(workers: int, settings: list[str], t
     assert_same_end(folder, trained)
 
 
+def test_two_processes_do_not_train_into_one_folder(settings: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "a run"
+    command = Command(tmp_path / "log", "train", "--out", folder, *settings, "train.steps=500")
+    command.wait_until(lambda: any(row["step"] >= 3 for row in read_log(folder / "log.jsonl")))
+    for arguments in (["--resume", folder], ["--out", folder, "--overwrite", *settings]):
+        assert f"another process is training {folder}" in refused("train", *arguments)
+    command.send(signal.SIGINT)
+    done = command.wait()
+    assert f"go on with `cers train --resume '{folder}'`" in done.stderr
+    rows = [row["step"] for row in read_log(folder / "log.jsonl") if row["kind"] == "step"]
+    assert rows == [*range(1, len(rows) + 1)]
+    assert len(rows) >= last(folder).facts["state"]["step"]
+
+
 @pytest.fixture
 def finished(trained: Path, tmp_path: Path) -> Path:
     """A copy of a finished run."""

@@ -18,7 +18,10 @@ app.add_typer(review_app)
 @app.command()
 def offline(
     path: Annotated[Path, typer.Argument(help="Folder or manifest of the dataset.")],
-    split: Annotated[Path, typer.Option(help="Split file; only masks of its labelled cases are opened.")],
+    split: Annotated[
+        Path | None,
+        typer.Option(help="Split file; only masks of its labelled cases are opened, without one no mask at all."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="CSV to write, or to complete: texts in it are kept.")] = Path(
         "rationales.csv"
     ),
@@ -30,12 +33,12 @@ def offline(
     mask_foreground: MaskForeground = None,
 ) -> None:
     """Write rationales from measurements: no network, no key. Train on them with data.rationales=FILE."""
-    from cers.cli.console import counted, mask_reading, say, say_list, say_table
+    from cers.cli.console import counted, mask_reading, note, say, say_list, say_table
     from cers.cot.offline import annotate_offline
     from cers.data.layouts import load_cases
     from cers.data.splits import load_split
 
-    labelled = set(load_split(split).labelled)
+    labelled = set(load_split(split).labelled) if split is not None else set[str]()
     cases = load_cases(path, layout, negatives=negatives)
     with counted("rationales") as progress:
         summary = annotate_offline(
@@ -51,4 +54,6 @@ def offline(
     rows += [("rationales written", summary.written), ("kept from before", summary.kept)]
     say_table(("", "count"), [*rows, ("problems", len(summary.problems))])
     say_list(summary.problems)
+    if no_report and summary.kept:
+        note(f"the {summary.kept} kept may hold words of the reports; delete {out} to have all written without")
     say(f"train on them with data.rationales={out}")

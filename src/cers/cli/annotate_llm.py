@@ -201,7 +201,7 @@ def _run_calls(job: "Job", store: "AnnotationStore", **options: Any) -> None:
     say_table(("state", "texts"), [(state, n) for state, n in summary.done.items() if n])
     say(f"paid ${summary.cost:.4f} in {duration(summary.seconds)}; {summary.left} texts left")
     say_list(summary.problems)
-    _end(summary.stopped)
+    _end(store, summary.stopped)
 
 
 def _run_batches(job: "Job", store: "AnnotationStore", **options: Any) -> None:
@@ -212,12 +212,16 @@ def _run_batches(job: "Job", store: "AnnotationStore", **options: Any) -> None:
     say_table(("state", "texts"), [(state, n) for state, n in summary.done.items() if n])
     say(f"paid ${summary.cost:.4f}; {summary.submitted} texts submitted, {store.outstanding()} left")
     say_list(summary.problems)
-    _end(summary.stopped)
+    _end(store, summary.stopped)
 
 
-def _end(stopped: str | None) -> None:
+def _end(store: "AnnotationStore", stopped: str | None) -> None:
+    from cers.cli.console import note
     from cers.errors import CersError
 
+    counts = store.counts()
+    if unusable := counts["invalid"] + counts["refused"]:
+        note(f"{unusable} texts are invalid or were refused; `--again` asks for them anew")
     if stopped:
         raise CersError(stopped)
 

@@ -30,6 +30,7 @@ VERBS = {
     "methods": Verb("cers.cli.methods:methods", "List the methods that can be trained."),
     "train": Verb("cers.cli.train:train", "Train a method into a run folder, or resume one."),
     "eval": Verb("cers.cli.eval:eval", "Evaluate a run, case by case."),
+    "predict": Verb("cers.cli.predict:predict", "Outline images that nobody has outlined."),
     "compare": Verb("cers.cli.compare:compare", "Compare evaluated runs, with intervals and tests."),
     "study": Verb("cers.cli.study:study", "Train and compare a grid of runs, or plan it."),
     "pool": Verb("cers.cli.pool:app", "Look into a run's knowledge pool and what it retrieves."),

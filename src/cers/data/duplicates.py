@@ -45,6 +45,16 @@ def file_hash(path: Path) -> str:
         raise CersError(f"{path} cannot be read: {error.strerror}; run `cers data check`") from None
 
 
+def pixel_hash(path: Path) -> str:
+    """SHA-256 of the pixels of an image and their shape: the same for a file that was saved anew without loss.
+
+    Raises:
+        CersError: it cannot be read.
+    """
+    image = read_image(path)
+    return hashlib.sha256(str(image.shape).encode() + image.tobytes()).hexdigest()
+
+
 def same_value(values: dict[str, str]) -> list[list[str]]:
     """Ids that share a value, one sorted list per value that occurs more than once."""
     ids: dict[str, list[str]] = {}

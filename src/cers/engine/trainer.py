@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -166,9 +167,8 @@ class Trainer:
                 self._validate(span, log)
             if interrupts.requested:
                 self._save()
-                raise Interrupted(
-                    f"stopped after step {done} of {self.steps}; go on with `cers train --resume {self.folder}`"
-                )
+                again = f"cers train --resume {quote(str(self.folder))}"
+                raise Interrupted(f"stopped after step {done} of {self.steps}; go on with `{again}`")
             if done % self.config.train.checkpoint_every == 0 or done == span.end or self.state.stopped:
                 self._save()
             if self.state.stopped:

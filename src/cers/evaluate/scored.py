@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from shlex import quote
 from statistics import fmean
 from typing import Any, Literal, Self
 
@@ -140,7 +141,7 @@ def read_scored(folder: Path) -> ScoredRun:
 
 def outdated(scores: Path) -> str | None:
     """What to say of scores of weights that the run has left behind since; None of those of its best ones."""
-    run, again = _trained(scores.parent), f"run `cers eval {scores.parent}` again"
+    run, again = _trained(scores.parent), f"run `cers eval {quote(str(scores.parent))}` again"
     best = run.get("best_step") or run.get("steps")  # without validation the last are the best
     scored = _facts(scores / "summary.json", again).get("step")
     if None in (scored, best) or scored == best:
@@ -149,7 +150,7 @@ def outdated(scores: Path) -> str | None:
 
 
 def _trained(run: Path) -> Mapping[str, Any]:
-    return _facts(run / "run.json", f"delete it and run `cers train --resume {run}`")
+    return _facts(run / "run.json", f"delete it and run `cers train --resume {quote(str(run))}`")
 
 
 def _facts(path: Path, advice: str) -> Mapping[str, Any]:

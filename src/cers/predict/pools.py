@@ -205,7 +205,7 @@ def _clean(run: Run, cases: Sequence[Case], shape: PoolShape, on_decode: Decodin
 def _require_unseen(cases: Sequence[Case], run: Run, who: str, instead: str) -> None:
     """None of `cases` may be one that the run validates or tests, under its own id or another."""
     held_out = {*run.split.val, *run.split.test}
-    if seen := run.shown_by(cases, held_out) | ({case.id for case in cases} & held_out):
+    if seen := run.shown_by(cases, held_out, pixel_hash) | ({case.id for case in cases} & held_out):
         raise CersError(
             f"{who} '{min(seen)}' ({len(seen)} such cases), which {run.folder} validates or tests; references must "
             f"not show them: {instead}"
