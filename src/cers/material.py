@@ -19,8 +19,8 @@ from cers.text.table import TextTable
 Decoding = Callable[[int, int], None]
 
 
-def load_dataset(config: RunConfig) -> list[Case]:
-    """All cases that the configuration names.
+def load_dataset(config: RunConfig, on_warning: Callable[[str], object] | None = None) -> list[Case]:
+    """All cases that the configuration names; `on_warning` hears what is doubtful about them.
 
     Raises:
         CersError: no dataset there, or one with errors.
@@ -33,6 +33,7 @@ def load_dataset(config: RunConfig) -> list[Case]:
             negatives=data.negatives,
             group_pattern=data.group_pattern,
             rationales=data.rationales,
+            on_warning=on_warning,
         )
     except CersError as error:
         if data.path.expanduser().exists():

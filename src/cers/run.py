@@ -168,7 +168,8 @@ def prepare(
     """
     settings = method_settings(config.method.name, config.method.settings).model_dump(mode="json")
     config = config.resolved(actual_precision(config.train.precision), settings)
-    cases = load_dataset(config)
+    # With a split of the user's own, `cers data split` has told it.
+    cases = load_dataset(config, on_note if config.data.split is None else None)
     if config.data.split is None and on_note is not None:
         on_note(f"data.split is not set: making a grouped split, 8:1:1, kept as {folder / 'split.json'}")
     split = _split(config, cases)

@@ -74,7 +74,7 @@ def test_check_exits_with_1_and_json_is_clean(tmp_path: Path) -> None:
     assert done.returncode == 1
     values = json.loads(done.stdout)
     assert values["errors"] == 2
-    assert values["masks"] == [{"values": "more than 8 greys", "lesion": None, "masks": 3}]
+    assert values["masks"] == [{"values": "more than 8 greys", "lesion": None, "masks": 3, "lesion_share": None}]
     assert "mask" in done.stderr
     shown = cers_data("check", tmp_path)
     assert shown.returncode == 1
@@ -171,6 +171,34 @@ def test_which_images_are_labelled_is_drawn_anew_for_the_same_parts(phantoms: Pa
     assert set(drawn[0].labelled) != set(drawn[1].labelled)
 
 
+def test_a_split_says_what_is_not_read(phantoms: Path, tmp_path: Path) -> None:
+    table = phantoms.parent / "patients.csv"
+    table.write_text(phantoms.read_text(encoding="utf-8").replace("group", "patient_id", 1), encoding="utf-8")
+    done = cers_data("split", table, "--out", tmp_path / "split.json", "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {table}: column 'patient_id' is not read; if it names the patient, call it 'group'" in done.stderr
+    assert json.loads(done.stdout)["file"] == str(tmp_path / "split.json")
+
+
+def test_what_is_left_out_is_explained_below_the_table(tmp_path: Path) -> None:
+    for i in range(30):
+        for folder in ("images", "masks") if i % 3 else ("unlabeled",):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 255, (40, 40)).astype(np.uint8)
+            pixels = (pixels > 99).astype(np.uint8) * 255 if folder == "masks" else pixels
+            cv2.imwrite(str(tmp_path / folder / f"P{i // 3}_{i}.png"), pixels)
+    common = ("split", tmp_path, "--group-pattern", r"^(P\d)_", "--out")
+    done = cers_data(*common, tmp_path / "a.json")
+    assert done.stdout.count("left out: nobody annotated these, and their patient is validated or tested") == 1
+    assert "left out:" not in cers_data(*common, tmp_path / "b.json", "--strategy", "paper").stdout
+
+
+def test_the_mean_share_of_the_lesion_is_shown(phantoms: Path) -> None:
+    lines = cers_data("check", phantoms).stdout.splitlines()
+    row = next(i for i, line in enumerate(lines) if "mean lesion share" in line)
+    assert 0.005 < float(lines[row + 1].split()[-1]) < 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -185,6 +213,7 @@ def test_which_images_are_labelled_is_drawn_anew_for_the_same_parts(phantoms: Pa
         (["--strategy", "papr"], "did you mean 'paper'"),
         (["--strategy", "official", "--val", "0.9"], "leave some for training"),
         (["--group-pattern", "("], "not a regular expression"),
+        (["--group-pattern", "^(P\\d+)_"], "finds no patient in any of 40 names"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_file(
@@ -195,6 +224,25 @@ def test_mistakes_are_one_line_and_leave_no_file(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--folds", "1"], "give at least 2"),
+        (["--folds", "3", "--val", "0.8"], "leaves none of 3 folds' training images"),
+        (["--test", "0.95"], "leave some for training"),
+        (["--labelled", "500"], "a count from 1 to 40"),
+        (["--labelled", "2.5", "--folds", "3"], "neither a share"),
+    ],
+)
+def test_what_can_never_be_is_refused_before_images_are_compared(
+    phantoms: Path, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = cers_data("split", phantoms, "--out", tmp_path / "split.json", *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "comparing images" not in done.stderr
 
 
 def test_a_missing_dataset_is_one_line(tmp_path: Path) -> None:

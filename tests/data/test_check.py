@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from cers.config import MaskReading
 from cers.cot.rationale import parse_rationale
@@ -103,7 +104,7 @@ def test_errors_come_first_and_are_counted(dataset: Path) -> None:
     values = json.loads(report.to_json())
     assert report.errors == values["errors"] == 1
     assert values["problems"][0]["kind"] == "unreadable-image"
-    assert {"values": "{0}", "lesion": "none", "masks": 1} in values["masks"]
+    assert {"values": "{0}", "lesion": "none", "masks": 1, "lesion_share": 0.0} in values["masks"]
 
 
 def test_masks_in_doubt_are_told_once_per_kind_and_a_reading_settles_them(dataset: Path) -> None:
@@ -119,14 +120,55 @@ def test_masks_in_doubt_are_told_once_per_kind_and_a_reading_settles_them(datase
     settled = check_dataset(dataset, mask=MaskReading(threshold=2))
     assert settled.errors == 0
     assert {k.lesion for k in settled.masks} == {">= 2"}
-    write(dataset / "masks/c05.png", np.full((40, 48), 255, np.uint8))
-    assert "c05.png: every pixel is lesion" in only(check_dataset(dataset, mask=MaskReading(threshold=2)), "full-mask")
 
 
 def test_a_reading_that_finds_no_lesion_at_all_is_an_error(dataset: Path) -> None:
     report = check_dataset(dataset, mask=MaskReading(foreground=(1, 2)))
     assert "no mask has any lesion" in only(report, "all-empty")
     assert report.masks[0].lesion == "1 or 2"
+
+
+def test_a_mask_of_another_resolution_is_a_note_as_training_takes_it(dataset: Path) -> None:
+    large = cv2.imread(str(dataset / "masks/c03.png"), 0).repeat(2, 0).repeat(2, 1)
+    write(dataset / "masks/c03.png", large)
+    report = check_dataset(dataset)
+    assert found(report) == {("note", "other-resolution")}
+    assert "1 of 20 masks have another resolution than their image" in only(report, "other-resolution")
+    assert "'c03'" in only(report, "other-resolution")
+
+
+def test_masks_that_look_inverted_are_told_in_one_line(dataset: Path) -> None:
+    for i in range(5):
+        write(dataset / f"masks/c{i:02d}.png", 255 - cv2.imread(str(dataset / f"masks/c{i:02d}.png"), 0))
+    frame = np.zeros((40, 48), np.uint8)
+    frame[:3], frame[-3:], frame[:, :3], frame[:, -3:] = 255, 255, 255, 255  # little of the image, all of its border
+    write(dataset / "masks/c05.png", frame)
+    write(dataset / "masks/c06.png", np.full((40, 48), 255, np.uint8))
+    report = check_dataset(dataset, mask=MaskReading(threshold=1))
+    assert found(report) == {("warning", "inverted-masks")}
+    assert "in 7 of 20 masks" in only(report, "inverted-masks")
+    assert "'c00'" in only(report, "inverted-masks")
+    assert report.masks[0].share == pytest.approx(0.4, abs=0.2)
+
+
+def test_palettes_whose_first_colour_is_white_are_told_in_one_line(dataset: Path) -> None:
+    for i in range(3):
+        lesion = cv2.imread(str(dataset / f"masks/c{i:02d}.png"), 0) > 0
+        image = Image.fromarray(lesion.astype(np.uint8))  # the program that wrote it numbered the lesion 1
+        image.putpalette([255, 255, 255, 0, 0, 0])
+        image.save(dataset / f"masks/c{i:02d}.png")
+    report = check_dataset(dataset)
+    assert found(report) == {("warning", "white-palettes"), ("warning", "inverted-masks")}
+    assert "3 of 20 masks" in only(report, "white-palettes")
+    assert "'c00'" in only(report, "white-palettes")
+
+
+def test_the_share_of_the_lesion_is_told_by_kind(dataset: Path) -> None:
+    write(dataset / "masks/c04.png", np.zeros((40, 48), np.uint8))
+    report = check_dataset(dataset)
+    shares = {kind.values: kind.share for kind in report.masks}
+    lesions = [(cv2.imread(str(dataset / f"masks/c{i:02d}.png"), 0) > 0).mean() for i in range(20) if i != 4]
+    assert shares == {"{0, 255}": pytest.approx(np.mean(lesions)), "{0}": 0.0}
 
 
 def test_identical_images_with_different_masks_are_named(dataset: Path) -> None:

@@ -1,3 +1,4 @@
+import zlib
 from pathlib import Path
 
 import cv2
@@ -7,10 +8,10 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cers.config import MaskReading
-from cers.data.images import image_size, mask_values, read_image, read_mask
+from cers.data.images import colour_over_index, image_size, mask_values, read_image, read_mask
 from cers.errors import CersError
 
 UNSET = MaskReading()
@@ -135,6 +136,104 @@ def test_unusual_tiffs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "big.tif"), GREY)
     Image.fromarray(GREY).convert("P").save(tmp_path / "palette.tif")
     np.testing.assert_array_equal(read_image(tmp_path / "palette.tif"), GREY)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_unsigned_tiffs_in_which_zero_is_white(tmp_path: Path, dtype: str, compressed: bool) -> None:
+    path = tmp_path / "x.tif"
+    stored = np.iinfo(dtype).max - GREY.astype(dtype)
+    if compressed and dtype != "uint32":  # which Pillow does not write
+        Image.fromarray(stored).save(path, compression="tiff_lzw")
+        with tifffile.TiffFile(path, mode="r+b") as tiff:
+            tiff.pages.first.tags["PhotometricInterpretation"].overwrite(0)
+    else:
+        tifffile.imwrite(path, stored, photometric="miniswhite")
+    tifffile.imwrite(tmp_path / "plain.tif", GREY.astype(dtype), photometric="minisblack")
+    np.testing.assert_array_equal(read_image(path), read_image(tmp_path / "plain.tif"))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "float32"])
+def test_signed_tiffs_in_which_zero_is_white_are_refused(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "x.tif"
+    tifffile.imwrite(path, GREY.astype(dtype), photometric="miniswhite")
+    with pytest.raises(CersError) as error:
+        read_image(path)
+    assert "0 is white" in one_line(error, path)
+
+
+# ---- files that say how to turn them
+
+
+TURNED = ["jpg", "png", "deep.png", "tif", "lzw.tif", "jpeg.tif", "planar.tif", "float.tif"]
+
+
+def save_turned(path: Path, pixels: np.ndarray, kind: str, orientation: int) -> None:
+    """`pixels` as they are, with the remark that they are stored in `orientation`."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    match kind:
+        case "jpg":
+            Image.fromarray(pixels).save(path, quality=100, subsampling=0, exif=exif)
+        case "png":
+            Image.fromarray(pixels).save(path, exif=exif)
+        case "deep.png":
+            cv2.imwrite(str(path), pixels[..., ::-1].astype(np.uint16) * 257)
+            add_png_exif(path, exif.tobytes().removeprefix(b"Exif\0\0"))
+        case "tif" | "float.tif":
+            tag = [(274, "H", 1, orientation, True)]
+            tifffile.imwrite(path, pixels.astype(np.uint8 if kind == "tif" else np.float32), extratags=tag)
+        case "planar.tif":
+            tag = [(274, "H", 1, orientation, True)]
+            tifffile.imwrite(
+                path, np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate", extratags=tag
+            )
+        case _:
+            compression = "tiff_lzw" if kind == "lzw.tif" else "jpeg"
+            Image.fromarray(pixels).save(path, compression=compression, tiffinfo={274: orientation})
+
+
+def add_png_exif(path: Path, exif: bytes) -> None:
+    content = path.read_bytes()
+    end = content.rindex(b"IEND") - 4
+    chunk = b"eXIf" + exif
+    crc = zlib.crc32(chunk).to_bytes(4, "big")
+    path.write_bytes(content[:end] + len(exif).to_bytes(4, "big") + chunk + crc + content[end:])
+
+
+@pytest.mark.parametrize("kind", TURNED)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_is_read_as_a_viewer_shows_it(tmp_path: Path, kind: str, orientation: int) -> None:
+    path, plain = tmp_path / f"x.{kind}", tmp_path / f"plain.{kind}"
+    save_turned(path, COLOUR, kind, orientation)
+    save_turned(plain, COLOUR, kind, 1)
+    stored = Image.fromarray(read_image(plain))  # what compression left of the colours
+    stored.getexif()[274] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(stored))
+    np.testing.assert_array_equal(read_image(path), upright)
+    assert image_size(path) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_and_its_mask_are_turned_alike(tmp_path: Path, orientation: int) -> None:
+    save_turned(tmp_path / "i.jpg", np.kron(SPOT * 255, np.ones((8, 8), np.uint8)), "jpg", orientation)
+    palette = Image.fromarray(np.kron(SPOT, np.ones((8, 8), np.uint8)))
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    exif = Image.Exif()
+    exif[274] = orientation
+    palette.save(tmp_path / "p.png", exif=exif)
+    save_turned(tmp_path / "m.tif", np.kron(SPOT, np.ones((8, 8), np.uint8)), "tif", orientation)
+    image = read_image(tmp_path / "i.jpg") > 127
+    for name in ("p.png", "m.tif"):
+        np.testing.assert_array_equal(read_mask(tmp_path / name, UNSET), image)
+
+
+def test_broken_exif_data_turn_nothing(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "broken.jpg", exif=b"Exif\0\0no TIFF header at all")
+    for kind in ("jpg", "png", "tif"):
+        save_turned(tmp_path / f"nine.{kind}", GREY, kind, 9)
+    for path in tmp_path.iterdir():
+        assert read_image(path).shape == GREY.shape == image_size(path)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -373,3 +472,9 @@ def test_settings_mean_what_they_say(
     among = read_mask(path, MaskReading(foreground=tuple(range(threshold, 6))))
     np.testing.assert_array_equal(at_least, labels >= threshold)
     np.testing.assert_array_equal(at_least, among)
+
+
+def test_palettes_whose_colours_contradict_their_indexes_are_known(tmp_path: Path) -> None:
+    for kind in [*CLEAR, "second of three"]:
+        save_mask(tmp_path / "m.png", kind)
+        assert colour_over_index(tmp_path / "m.png") == (kind == "white first")

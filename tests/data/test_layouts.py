@@ -222,6 +222,62 @@ def test_scanning_never_opens_an_image(tmp_path: Path) -> None:
     assert found.problems == []
 
 
+def test_a_group_pattern_that_fits_no_name_is_refused(plain: Path) -> None:
+    with pytest.raises(CersError, match=r"finds no patient in any of 3 names, e\.g\. 'a'") as error:
+        load_cases(plain, group_pattern=r"^(P\d+)_")
+    assert "\n" not in str(error.value)
+
+
+def test_warnings_are_heard_by_who_loads(plain: Path) -> None:
+    touch(plain, "images/d.nii.gz")
+    heard: list[str] = []
+    load_cases(plain, group_pattern="(a)", on_warning=heard.append)
+    assert len(heard) == 2
+    assert heard[0].startswith(f"{plain / 'images'}: not read: 1x .nii.gz")
+    assert heard[1].startswith("data.group_pattern: 2 of 3 names have no patient")
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (["imagesTr/a_0000.png", "labelsTr/a.png", "unlabeled/b_0000.png", "unlabelled/c_0000.png"], "nnunet"),
+        ([*BRISC[:2], "unlabeled/b.jpg", "unlabelled/c.jpg"], "brisc"),
+        ([*QATA, "QaTa-COV19-v2/unlabeled/b.png", "QaTa-COV19-v2/unlabelled/c.png"], "qata"),
+        ([*lvit("mask_"), "unlabeled/b.png", "unlabelled/c.png"], "qata"),
+    ],
+)
+def test_every_layout_reads_what_the_advice_names(tmp_path: Path, files: list[str], name: str) -> None:
+    touch(tmp_path, *files)
+    found = scan(tmp_path)
+    assert (found.layout, found.problems) == (name, [])
+    assert [c.id for c in found.cases if not c.annotated] == ["b", "c"]
+
+
+def test_what_is_no_table_is_said_to_be_none(plain: Path) -> None:
+    excel(plain / "cases.xlsx", ("image",), ("images/a.jpg",))
+    with pytest.raises(CersError, match=r"cases\.xlsx is no table .*save it as CSV or Parquet"):
+        scan(plain / "cases.xlsx")
+
+
+@pytest.mark.parametrize("inside", ["images", "masks"])
+def test_a_folder_inside_a_dataset_names_the_one_above(plain: Path, inside: str) -> None:
+    with pytest.raises(CersError, match=f"give the folder above, {plain}"):
+        scan(plain / inside)
+
+
+def test_a_wrong_path_in_a_table_is_the_reason_and_not_a_warning(plain: Path) -> None:
+    path = table(plain / "t.csv", ("image", "study"), ("images/c00.jpg", "1"))
+    with pytest.raises(CersError, match=r"no file images/c00\.jpg; relative names count from"):
+        scan(path)
+
+
+def test_the_advised_command_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    root = tmp_path / "my scans"
+    touch(root, "images/a.png", "masks/b.png")
+    with pytest.raises(CersError, match=f"`cers data check '{root}'`"):
+        load_cases(root)
+
+
 # ---- the published data, where it is at hand
 
 

@@ -96,3 +96,35 @@ def test_a_manifest_in_a_folder_speaks_for_the_folder(plain: Path) -> None:
     assert scan(plain).layout == "manifest"
     assert load_cases(plain) == [Case(id="a", image=plain / "images/a.jpg", group="p1")]
     assert len(load_cases(plain, "folder")) == 3
+
+
+def test_blanks_around_names_make_no_new_patient_and_no_new_class(plain: Path) -> None:
+    path = table(
+        plain / "data.csv",
+        ("image", "mask", "group", "label", "part", "report"),
+        (" images/a.jpg", "masks/a.png ", "P1 ", " glioma", " train ", " Left. "),
+        ("images/b.jpg", "masks/b.png", "P1", "glioma", "train", " "),
+    )
+    a, b = load_cases(path)
+    assert (a.group, a.label, a.part) == (b.group, b.label, b.part) == ("P1", "glioma", "train")
+    assert (a.report, b.report) == (" Left. ", None)  # texts stay as they were written
+
+
+def test_a_column_of_patients_by_another_name_is_told_its_own(plain: Path) -> None:
+    path = table(plain / "data.csv", ("image", "Patient_ID"), ("images/a.jpg", "P1"))
+    (problem,) = scan(path).problems
+    assert (problem.level, problem.kind) == ("warning", "unknown-column")
+    assert problem.message == "column 'patient_id' is not read; if it names the patient, call it 'group'"
+    (problem,) = scan(table(path, ("image", "group", "patient"), ("images/a.jpg", "P1", "P1"))).problems
+    assert "call it" not in problem.message
+
+
+def test_a_parquet_manifest_may_have_its_images_as_index(plain: Path) -> None:
+    frame = pd.DataFrame({"image": ["images/a.jpg", "images/b.jpg"], "group": ["P1", "P2"]})
+    frame.set_index("image").to_parquet(plain / "data.parquet")
+    found = scan(plain / "data.parquet")
+    assert ([c.group for c in found.cases], found.problems) == (["P1", "P2"], [])
+    frame.set_index("image", drop=False).to_parquet(plain / "twice.parquet")
+    assert kinds(scan(plain / "twice.parquet")) == ["repeated-column"]
+    frame[frame.group == "P2"].to_parquet(plain / "unnamed.parquet")
+    assert scan(plain / "unnamed.parquet").problems == []

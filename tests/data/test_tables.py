@@ -49,6 +49,39 @@ def test_text_files_and_odd_columns(plain: Path) -> None:
     assert cases["b"].report == "Bilateral.\n"
 
 
+def test_text_files_are_read_whatever_the_case_of_their_suffix(plain: Path) -> None:
+    (plain / "reports").mkdir()
+    (plain / "reports" / "a.TXT").write_text("Left.", encoding="utf-8")
+    found = scan(plain)
+    assert by_id(found.cases)["a"].report == "Left."
+    assert found.problems == []
+
+
+def test_texts_that_are_not_read_are_said(plain: Path) -> None:
+    touch(plain, "reports/a.docx", "reports/b.2024.DOCX", "reports/c.pdf", "reports/old/a.txt")
+    (found,) = scan(plain).problems
+    assert (found.level, found.kind, found.where) == ("warning", "ignored-file", str(plain / "reports"))
+    assert found.message.startswith("not read: 2x .docx, 1x .pdf, 1x subfolder; texts are .txt, .csv or .xlsx")
+
+
+def test_a_blank_text_file_is_no_report(plain: Path) -> None:
+    touch(plain, "reports/a.txt")
+    (plain / "reports" / "b.txt").write_text(" \n", encoding="utf-8-sig")
+    table(plain / "text.csv", ("image", "text"), ("a", "Left."))
+    found = scan(plain)
+    assert {c.id: c.report for c in found.cases} == {"a": "Left.", "b": None, "c": None}
+    assert kinds(found) == []
+    assert kinds(found, "warning") == ["empty-text"]
+    assert "'a', 'b'" in next(p.message for p in found.problems if p.kind == "empty-text")
+
+
+def test_hidden_files_among_texts_are_passed_over(plain: Path) -> None:
+    (plain / "reports").mkdir()
+    for name in ("._a.txt", ".DS_Store", "~$a.docx", "Thumbs.db"):
+        (plain / "reports" / name).write_bytes(b"\x00\xff\xfe\x05")
+    assert scan(plain).problems == []
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_delimiters_and_line_ends(plain: Path, delimiter: str, end: str) -> None:

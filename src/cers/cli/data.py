@@ -107,7 +107,6 @@ def split(
     as_json: AsJson = False,
 ) -> None:
     """Deal a dataset out to training, validation and test, and write the split to a file with a hash."""
-    from cers.data.duplicates import near_duplicates
     from cers.data.folds import make_folds
     from cers.data.layouts import load_cases
     from cers.data.splits import load_split, make_split, save_split
@@ -118,18 +117,15 @@ def split(
     if redraw is not None and (strategy, val, test, folds, limit) != ("grouped", 0.1, None, None, None):
         raise CersError("--redraw keeps the parts of a split; leave out --strategy, --val, --test, --folds and --limit")
     files, surplus = _split_files(out, folds, overwrite)
-    cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern)
-    clusters: list[list[str]] = []
-    if strategy in ("grouped", "official") and redraw is None:
-        with counted("comparing images") as heard:
-            clusters = near_duplicates(cases, progress=heard)
-    common: dict[str, Any] = {"seed": seed, "labelled": share, "val": val, "clusters": clusters, "limit": limit}
-    if redraw is not None:
-        made = [load_split(redraw, cases).redrawn(cases, seed).with_labelled(share)]
-    elif folds is None:
-        made = [make_split(cases, strategy=strategy, test=0.1 if test is None else test, **common)]
-    else:
-        made = make_folds(cases, folds, **common)
+    cases = load_cases(path, layout, negatives=negatives, group_pattern=group_pattern, on_warning=_warn)
+    with counted("comparing images") as heard:
+        common: dict[str, Any] = {"seed": seed, "labelled": share, "val": val, "limit": limit, "progress": heard}
+        if redraw is not None:
+            made = [load_split(redraw, cases).redrawn(cases, seed).with_labelled(share)]
+        elif folds is None:
+            made = [make_split(cases, strategy=strategy, test=0.1 if test is None else test, **common)]
+        else:
+            made = make_folds(cases, folds, **common)
     if without is not None:
         made = [each.without_class(without, cases) for each in made]
     with counted("reading masks") as heard:
@@ -176,6 +172,10 @@ def _split_files(out: Path, folds: int | None, overwrite: bool) -> tuple[list[Pa
     return files, surplus
 
 
+def _warn(line: str) -> None:
+    note(f"warning: {line}")
+
+
 def _share(text: str) -> float | int:
     """`100` is a count, `0.25` and `1.0` are shares."""
     try:
@@ -190,8 +190,8 @@ def _show_report(report: CheckReport) -> None:
     say_table(["found", "count"], counts)
     if report.masks:
         say("")
-        masks: list[list[Cell]] = [[kind.values, kind.lesion or "in doubt", len(kind.masks)] for kind in report.masks]
-        say_table(["mask values", "read as lesion", "masks"], masks)
+        masks: list[list[Cell]] = [[k.values, k.lesion or "in doubt", len(k.masks), k.share] for k in report.masks]
+        say_table(["mask values", "read as lesion", "masks", "mean lesion share"], masks)
     _show_problems(report)
     warnings = sum(problem.level == "warning" for problem in report.problems)
     say(f"\n{'not ready' if report.errors else 'ready'} to train: {report.errors} errors, {warnings} warnings")
@@ -254,4 +254,6 @@ def _show_splits(
             lines.append([f"class {name}", *(part["classes"].get(name, 0) for part in parts.values())])
         say(f"{split.strategy} split, seed {split.seed}{fold}\n")
         say_table(["part", *parts], lines)
+        if split.left_out:
+            say("left out: nobody annotated these, and their patient is validated or tested")
         say(f"\nwritten to {file} (hash {split.hash[:12]})")

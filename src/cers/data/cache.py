@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 _Decoded = tuple[Pixels, tuple[int, int]]
 
 # Part of every key: raise it whenever decoding or resizing changes, so that older files are not taken for current.
-_VERSION = 1
+_VERSION = 2
 
 
 class ImageCache:

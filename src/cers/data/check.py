@@ -40,7 +40,9 @@ class CheckReport:
     def to_json(self) -> str:
         """Every finding, for programs; of the masks only how many there are of each kind."""
         values = asdict(self) | {"errors": self.errors}
-        values["masks"] = [{"values": k.values, "lesion": k.lesion, "masks": len(k.masks)} for k in self.masks]
+        values["masks"] = [
+            {"values": k.values, "lesion": k.lesion, "masks": len(k.masks), "lesion_share": k.share} for k in self.masks
+        ]
         return json.dumps(values, indent=1, ensure_ascii=False)
 
 

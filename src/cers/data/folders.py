@@ -37,13 +37,19 @@ def child(root: Path, *names: str) -> Path | None:
 
 def subfolders(root: Path) -> list[Path]:
     """The visible folders in `root`, sorted by name."""
-    return [Path(e.path) for e in _entries(root) if e.is_dir() and not e.name.startswith("__")]
+    return [Path(e.path) for e in entries(root) if e.is_dir() and not e.name.startswith("__")]
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in `folder`, sorted by name, without what systems and programs hide or leave there.
+
+    Raises:
+        CersError: it cannot be listed.
+    """
     try:
-        with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+        with os.scandir(folder) as found:
+            visible = [e for e in found if not e.name.startswith((".", "~$")) and e.name != "Thumbs.db"]
+            return sorted(visible, key=lambda e: e.name)
     except OSError as error:
         raise CersError(f"{folder} cannot be listed: {error.strerror}; mend its permissions") from None
 
@@ -52,9 +58,7 @@ def list_images(folder: Path, problems: list[Problem]) -> dict[str, Path]:
     """The images in `folder` by key, sorted. Hidden files are passed over; what else is left out becomes a problem."""
     images: dict[str, Path] = {}
     ignored: Counter[str] = Counter()
-    for entry in _entries(folder):
-        if entry.name == "Thumbs.db":
-            continue
+    for entry in entries(folder):
         if entry.is_dir():
             ignored["subfolder"] += 1
         elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
@@ -66,11 +70,17 @@ def list_images(folder: Path, problems: list[Problem]) -> dict[str, Path]:
             problems.append(Problem("error", "duplicate-id", entry.path, message))
         else:
             images[name] = Path(entry.path)
-    if ignored:
-        kinds = ", ".join(f"{n}x {kind}" for kind, n in ignored.items())
-        message = f"not read: {kinds}; images are {', '.join(IMAGE_SUFFIXES)} directly in this folder"
-        problems.append(Problem("warning", "ignored-file", str(folder), message))
+    problems += not_read(folder, ignored, f"images are {', '.join(IMAGE_SUFFIXES)}")
     return images
+
+
+def not_read(folder: Path, kinds: Mapping[str, int], read: str) -> list[Problem]:
+    """A warning that so many files of these `kinds` are passed over in `folder`, and what is `read` instead."""
+    if not kinds:
+        return []
+    counts = ", ".join(f"{n}x {kind}" for kind, n in kinds.items())
+    message = f"not read: {counts}; {read} directly in this folder"
+    return [Problem("warning", "ignored-file", str(folder), message)]
 
 
 def pair(

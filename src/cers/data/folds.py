@@ -1,13 +1,13 @@
 """Cross-validation: every annotated image is tested once, by networks that trained on the other folds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count, takewhile
 from pathlib import Path
 
 from cers.data.case import Case
 from cers.data.duplicates import near_duplicates
 from cers.data.partition import by_fold, by_group, group_names, sample_groups
-from cers.data.splits import Split, assemble
+from cers.data.splits import Split, assemble, require_labelled
 from cers.errors import CersError
 
 
@@ -20,6 +20,7 @@ def make_folds(
     val: float = 0.1,
     clusters: Sequence[Sequence[str]] | None = None,
     limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Split]:
     """A `grouped` split for each of `folds`, whose test parts together are all annotated cases, each of them once.
 
@@ -34,7 +35,8 @@ def make_folds(
         raise CersError(f"{folds} folds are no cross-validation; give at least 2, e.g. 5")
     if not 0 <= val < 1 - 1 / folds:
         raise CersError(f"val {val} leaves none of {folds} folds' training images; give a share such as 0.1")
-    groups = group_names(cases, near_duplicates(cases) if clusters is None else clusters)
+    require_labelled(labelled, cases)
+    groups = group_names(cases, near_duplicates(cases, progress=progress) if clusters is None else clusters)
     if limit is not None:
         cases = sample_groups(cases, groups, limit, seed)
     fold = by_fold(cases, groups, folds, seed)

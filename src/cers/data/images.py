@@ -1,4 +1,7 @@
-"""Image and mask files as arrays: PNG, JPEG, BMP (Pillow) and TIFF (tifffile)."""
+"""Image and mask files as arrays: PNG, JPEG, BMP (Pillow) and TIFF (tifffile).
+
+Where a file says that its pixels are stored turned (EXIF, TIFF), they are read as a viewer shows them.
+"""
 
 import logging
 import warnings
@@ -10,8 +13,8 @@ import cv2
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
-from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG
+from PIL import ExifTags, Image
+from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG, SAMPLEFORMAT
 
 from cers.config import DEEPEST_GREY, MaskReading
 from cers.errors import CersError
@@ -20,6 +23,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN_TIFF = (COMPRESSION.NONE, COMPRESSION.DEFLATE, COMPRESSION.ADOBE_DEFLATE)
 _WINDOW = (0.5, 99.5)
+_LYING = (5, 6, 7, 8)  # orientations in which rows are stored as columns
 # What tifffile would log about a broken file reaches the user as one CersError instead.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 Result = TypeVar("Result")
@@ -79,14 +83,20 @@ def read_mask_at(path: Path, shape: tuple[int, ...], reading: MaskReading) -> ND
     return np.asarray(cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST), np.bool_)
 
 
+def same_proportions(mask: tuple[int, ...], image: tuple[int, ...]) -> bool:
+    """Whether height and width (H,W) of a mask stand to each other as those of its image do, to within 2 %."""
+    (mask_height, mask_width), (height, width) = mask, image
+    return abs(height * mask_width - width * mask_height) <= 0.02 * width * mask_height
+
+
 def require_same_proportions(path: Path, mask: tuple[int, ...], image: tuple[int, ...]) -> None:
     """A mask may have another resolution than its image, but not another shape.
 
     Raises:
-        CersError: height and width of the mask in `path` stand otherwise to each other, by more than 2 %.
+        CersError: the mask in `path` has other proportions, as `same_proportions` says.
     """
-    (mask_height, mask_width), (height, width) = mask, image
-    if abs(height * mask_width - width * mask_height) > 0.02 * width * mask_height:
+    if not same_proportions(mask, image):
+        (mask_height, mask_width), (height, width) = mask, image
         raise CersError(
             f"mask {path} is {mask_width}x{mask_height} but its image {width}x{height}; run `cers data check`"
         )
@@ -101,8 +111,17 @@ def mask_values(path: Path) -> NDArray[Any]:
     return _unique(_mask_grey(path))
 
 
+def colour_over_index(path: Path) -> bool:
+    """Whether a mask is read by the colours of its palette, which say the opposite of its indexes: 0 is white.
+
+    Raises:
+        CersError: unreadable.
+    """
+    return _reading(path, _colour_over_index)
+
+
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width in pixels, from the header alone.
+    """Height and width in pixels, from the header alone where the format allows.
 
     Raises:
         CersError: missing or no image.
@@ -121,6 +140,8 @@ def _reading(path: Path, read: Callable[[Path], Result]) -> Result:
         raise
     except FileNotFoundError:
         raise CersError(f"no file {path}; run `cers data check` on its dataset") from None
+    except PermissionError:
+        raise CersError(f"{path} may not be read; mend its permissions") from None
     except Exception as error:  # decoders answer broken bytes with exceptions of any type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CersError(f"{path} cannot be read as PNG, JPEG, TIFF or BMP ({reason}); copy it again") from None
@@ -134,9 +155,38 @@ def _is_tiff(path: Path) -> bool:
 def _header_size(path: Path) -> tuple[int, int]:
     if _is_tiff(path):
         with tifffile.TiffFile(path) as tiff:
-            return tiff.pages.first.imagelength, tiff.pages.first.imagewidth
-    with Image.open(path, formats=_FORMATS) as image:
-        return image.height, image.width
+            page = tiff.pages.first
+            height, width, orientation = page.imagelength, page.imagewidth, _tiff_orientation(page)
+    else:
+        with Image.open(path, formats=_FORMATS) as image:
+            height, width, orientation = image.height, image.width, _orientation(image)
+    return (width, height) if orientation in _LYING else (height, width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the pixels are stored, from 1 (upright) to 8; 1 where broken EXIF data do not say."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow answers broken bytes with exceptions of any type
+        return 1
+
+
+def _tiff_orientation(page: tifffile.TiffPage) -> int:
+    return int(page.tags.valueof("Orientation", 1))
+
+
+def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """(H,W) or (H,W,C) turned from how it is stored to how it is shown (TIFF 6.0, tag 274, which EXIF took over).
+
+    Not `tifffile.reorient`, which takes 7 for 8.
+    """
+    if orientation in _LYING:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _decode(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
@@ -154,29 +204,43 @@ def _decode_any(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
         if pixels is not None:
             return pixels, None
     with Image.open(path, formats=_FORMATS) as image:
-        if image.format == "PNG" and image.mode.startswith("RGB") and _png_depth(path) == 16:
-            return _decode_deep_colour(path), None
-        if image.mode == "P":
-            colours = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-            indexes = np.asarray(image)
-            return indexes, np.pad(colours, ((0, max(0, int(indexes.max()) + 1 - len(colours))), (0, 0)))
-        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-            return np.asarray(image.convert("RGB")), None
-        return np.asarray(image), None
+        pixels, palette = _decode_by_pillow(image, path)
+        return _upright(pixels, _orientation(image)), palette  # of a TIFF, which Pillow turns by itself, 1 by now
+
+
+def _decode_by_pillow(image: Image.Image, path: Path) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+    if image.format == "PNG" and image.mode.startswith("RGB") and _png_depth(path) == 16:
+        return _decode_deep_colour(path), None
+    if image.mode == "P":
+        colours = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        indexes = np.asarray(image)
+        return indexes, np.pad(colours, ((0, max(0, int(indexes.max()) + 1 - len(colours))), (0, 0)))
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        return np.asarray(image.convert("RGB")), None
+    if image.mode.startswith("I;16") and _zero_is_white(path):  # Pillow inverts 8 bit only
+        return np.invert(np.asarray(image)), None
+    return np.asarray(image), None
 
 
 def _decode_tiff(path: Path) -> NDArray[Any] | None:
-    """One page as tifffile gives it, or None where Pillow does better: palettes, inverted grey, LZW and JPEG."""
+    """One page as tifffile gives it, or None where Pillow does better: palettes, inverted 8 bit, LZW and JPEG.
+
+    Inverted grey may be off by a constant (12 bits in 16), which the window of deep pixels takes out again.
+    """
     with tifffile.TiffFile(path) as tiff:
         page = tiff.pages.first
         if len(tiff.pages) > 1 or page.imagedepth > 1:
             raise CersError(f"{path} holds {len(tiff.pages)} pages; save each slice as a 2-D image")
-        if page.compression not in _PLAIN_TIFF or page.photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB):
+        inverted = page.photometric == PHOTOMETRIC.MINISWHITE
+        if inverted and page.sampleformat != SAMPLEFORMAT.UINT:
+            raise CersError(f"{path}: a TIFF of signed or fractional grey in which 0 is white; save it with 0 as black")
+        known = page.photometric in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.RGB) or (inverted and page.bitspersample > 8)
+        if page.compression not in _PLAIN_TIFF or not known:
             return None
         pixels = page.asarray()
         if page.planarconfig == PLANARCONFIG.SEPARATE and pixels.ndim == 3:
             pixels = np.moveaxis(pixels, 0, -1)
-        return np.asarray(pixels)
+        return _upright(np.invert(pixels) if inverted else pixels, _tiff_orientation(page))
 
 
 def _zero_is_white(path: Path) -> bool:
@@ -245,9 +309,20 @@ def _mask_grey(path: Path) -> NDArray[Any]:
 
 def _palette_grey(indexes: NDArray[Any], palette: NDArray[np.uint8]) -> NDArray[Any]:
     """The indexes, unless the colours in use are black and white: these say themselves which is lesion."""
-    used = palette[_unique(indexes)]
-    black_or_white = ((used == 0).all(axis=1) | (used == 255).all(axis=1)).all()
-    return np.asarray(palette[indexes][..., 0] if black_or_white else indexes)
+    return np.asarray(palette[indexes][..., 0] if _black_or_white(palette[_unique(indexes)]) else indexes)
+
+
+def _colour_over_index(path: Path) -> bool:
+    if not _is_tiff(path):
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.mode != "P":  # most masks, of which the header is enough
+                return False
+    indexes, palette = _decode(path)
+    return palette is not None and bool((palette[0] == 255).all()) and _black_or_white(palette[_unique(indexes)])
+
+
+def _black_or_white(colours: NDArray[np.uint8]) -> bool:
+    return bool(((colours == 0).all(axis=1) | (colours == 255).all(axis=1)).all())
 
 
 def _unique(values: NDArray[Any]) -> NDArray[Any]:

@@ -1,10 +1,13 @@
 """A dataset on disk as cases, whatever its layout. Names and tables are read here, pixels never."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from cers.data.case import Case
-from cers.data.folders import child, subfolders, without_repeats
+from cers.data.folders import child, list_images, subfolders, without_repeats
+from cers.data.manifest import find_manifest
 from cers.data.names import group_rule, known_group, known_label
 from cers.data.problems import Problem, shortened, some
 from cers.data.readers import LAYOUTS, LVIT_FOLDERS, negative_cases
@@ -46,7 +49,8 @@ def scan(
     `rationales`, a CSV image,cot[,role], replaces the dataset's own rationales of both kinds.
 
     Raises:
-        CersError: no such path, unknown layout, nothing found, bad `group_pattern` or unreadable `rationales`.
+        CersError: no such path, unknown layout, nothing found, a `group_pattern` that is none or fits no name, or
+            unreadable `rationales`.
     """
     path = Path(path).expanduser()
     name, root = _locate(path, layout)
@@ -56,7 +60,7 @@ def scan(
         cases += negative_cases(root, problems)
     cases = without_repeats(cases, problems)
     if not cases:
-        reason = f": {problems[0].message}" if problems else ""
+        reason = "".join(f": {p.message}" for p in sorted(problems, key=lambda p: p.level != "error")[:1])
         raise CersError(f"{path} holds no image that layout '{name}' can read{reason}")
     cases = _named(cases, group_pattern, problems)
     ids = {case.id for case in cases}
@@ -75,15 +79,19 @@ def load_cases(
     negatives: bool = False,
     group_pattern: str | None = None,
     rationales: AnyPath | None = None,
+    on_warning: Callable[[str], object] | None = None,
 ) -> list[Case]:
-    """The cases of a dataset without errors; arguments as for `scan`.
+    """The cases of a dataset without errors; arguments as for `scan`. `on_warning` hears each warning, one line.
 
     Raises:
         CersError: as `scan`, and at the first problem of level `error`.
     """
     found = scan(path, layout, negatives=negatives, group_pattern=group_pattern, rationales=rationales)
     if error := next((p for p in found.problems if p.level == "error"), None):
-        raise CersError(f"{error.where}: {error.message}; run `cers data check {path}` for all problems")
+        raise CersError(f"{error.where}: {error.message}; run `cers data check {quote(str(path))}` for all problems")
+    for problem in found.problems:
+        if on_warning and problem.level == "warning":
+            on_warning(f"{problem.where}: {problem.message}")
     return found.cases
 
 
@@ -95,6 +103,8 @@ def _locate(path: Path, layout: str) -> tuple[str, Path]:
         raise CersError(f"no dataset at {path}; {hint}")
     if layout not in ("auto", *LAYOUTS):
         raise CersError(f"unknown data.layout '{layout}'; {nearest(layout, ['auto', *LAYOUTS])}")
+    if path.is_file() and find_manifest(path) is None:
+        raise CersError(f"{path} is no table that can be read; save it as CSV or Parquet, or give a folder")
     wanted = list(LAYOUTS) if layout == "auto" else [layout]
     level = [path]
     for _ in range(3):
@@ -106,6 +116,9 @@ def _locate(path: Path, layout: str) -> tuple[str, Path]:
         if roots:
             raise CersError(f"{path} holds several datasets; name one: {some(sorted(str(r) for r in roots))}")
         level = [sub for root in level if root.is_dir() for sub in subfolders(root)]
+    above = path.absolute().parent
+    if list_images(path, []) and any(LAYOUTS[name].fits(above) for name in wanted):
+        raise CersError(f"{path} is only a part of a dataset; give the folder above, {above}")
     needs = "; ".join(f"{name} needs {LAYOUTS[name].needs}" for name in wanted)
     raise CersError(f"no dataset found at {path}: {needs}")
 
@@ -122,6 +135,9 @@ def _named(cases: list[Case], pattern: str | None, problems: list[Problem]) -> l
         for case in cases
     ]
     nameless = [case.id for case in cases if case.group is None]
+    if pattern is not None and len(nameless) == len(cases):
+        what = f"data.group_pattern '{pattern}' (--group-pattern) finds no patient in any of {len(cases)} names"
+        raise CersError(f"{what}, e.g. '{nameless[0]}'; it is held against names without folder and suffix")
     if pattern is not None and nameless:
         message = f"{len(nameless)} of {len(cases)} names have no patient under '{pattern}': {some(nameless)}"
         problems.append(Problem("warning", "group-pattern", "data.group_pattern", message))

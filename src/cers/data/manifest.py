@@ -12,6 +12,8 @@ from cers.errors import CersError, nearest
 
 _SUFFIXES = (".csv", ".parquet")
 _COLUMNS = ("image", "mask", "report", "cot", "mask_cot", "group", "label", "part")
+_TEXTS = ("report", "cot", "mask_cot")
+_PATIENT = re.compile("patient|subject|person")
 _PARTS = ("train", "val", "test")
 _LONG = 200  # characters of a cell beyond which it is no file's name but, say, a report in the wrong column
 
@@ -45,7 +47,9 @@ def read_manifest(path: Path, problems: list[Problem]) -> list[Case]:
     problems += repeated_columns(columns, _COLUMNS, str(path))
     for column in columns:
         if column not in _COLUMNS:
-            message = f"column '{column}' is not read; {nearest(column, _COLUMNS)}"
+            patients = "group" not in columns and _PATIENT.search(column)
+            hint = "if it names the patient, call it 'group'" if patients else nearest(column, _COLUMNS)
+            message = f"column '{column}' is not read; {hint}"
             problems.append(Problem("warning", "unknown-column", str(path), message))
     return [case for line, row in rows if (case := _case(path, line, row, problems))]
 
@@ -65,21 +69,23 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]
     import pandas as pd  # slow to import, and needed for Parquet only
 
     try:
-        frame = pd.read_parquet(path).convert_dtypes()
+        frame = pd.read_parquet(path)
+        if any(frame.index.names):  # a column that pandas has set apart
+            frame = frame.reset_index(allow_duplicates=True)
     except (OSError, ValueError) as error:
         raise CersError(f"{path} is not a Parquet table: {' '.join(str(error).split())}") from None
     frame.columns = [str(c).strip().lower() for c in frame.columns]
-    texts = frame.astype("string").fillna("")
+    texts = frame.convert_dtypes().astype("string").fillna("")
     rows = [dict(zip(texts.columns, map(str, row), strict=True)) for row in texts.itertuples(index=False)]
     return list(texts.columns), list(enumerate(rows, start=1))
 
 
 def _case(table: Path, line: int, row: dict[str, str], problems: list[Problem]) -> Case | None:
-    known = {name: text for name in _COLUMNS if (text := row.get(name, "")).strip()}
+    known = {c: text if c in _TEXTS else text.strip() for c in _COLUMNS if (text := row.get(c, "")).strip()}
     where = f"{table}:{line}"
     image = _existing(table, known.get("image"), where, problems)
     mask = _existing(table, known.get("mask"), where, problems) if "mask" in known else None
-    part = known.get("part", "").strip() or None
+    part = known.get("part")
     if part not in (None, *_PARTS):
         problems.append(Problem("error", "unknown-part", where, f"part '{part}'; choose from: {', '.join(_PARTS)}"))
     if image is None:
@@ -101,7 +107,6 @@ def _existing(table: Path, name: str | None, where: str, problems: list[Problem]
     if name is None:
         problems.append(Problem("error", "missing-file", where, "the row names no image"))
         return None
-    name = name.strip()
     path = table.parent / name
     if os.path.isfile(path):  # before Python 3.14 `path.is_file()` fails on names that are too long
         return path

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cers.config import MaskReading
 from cers.data.case import Case
 from cers.data.duplicates import file_hash, thumbnail
-from cers.data.images import mask_values, read_image, read_mask
+from cers.data.images import colour_over_index, mask_values, read_image, read_mask, same_proportions
 from cers.data.problems import Problem, some
 from cers.errors import CersError
 
@@ -20,29 +20,41 @@ _LISTED_VALUES = 8
 
 @dataclass
 class MaskKind:
-    """Masks that hold the same set of values: how many, of what `lesion` is read, or None where that is in doubt."""
+    """Masks (case ids) that hold the same set of values, and what of it is read as `lesion`; None where in doubt.
+
+    `share` is that of the image which the lesion covers, in the mean over the masks; None where in doubt.
+    """
 
     values: str
     lesion: str | None
     masks: list[str] = field(default_factory=list)
+    share: float | None = None
 
 
 @dataclass
 class Pixels:
-    """What the files hold, by case id; `hashes` are of image files, `lesions` of masks as read."""
+    """What the files hold, by case id; `hashes` are of image files, `lesions` of masks as read.
+
+    `shares` are those of the image that is lesion. The masks of `rescaled` have another resolution than their image,
+    those of `inverted` look as if the lesion were the background, and those of `white_first` have a palette that
+    begins with white, which is read as lesion.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
     thumbnails: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    lesion_pixels: dict[str, int] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
     lesions: dict[str, str] = field(default_factory=dict)
     kinds: dict[str, MaskKind] = field(default_factory=dict)
+    rescaled: list[str] = field(default_factory=list)
+    inverted: list[str] = field(default_factory=list)
+    white_first: list[str] = field(default_factory=list)
 
     @property
     def empty(self) -> list[str]:
         """Cases whose mask has no lesion."""
-        return [case_id for case_id, n in self.lesion_pixels.items() if n == 0]
+        return [case_id for case_id, share in self.shares.items() if share == 0]
 
 
 def read_pixels(cases: Sequence[Case], mask: MaskReading, progress: Callable[[int, int], None] | None = None) -> Pixels:
@@ -88,23 +100,59 @@ def _read_mask(case: Case, path: Path, reading: MaskReading, found: Pixels) -> N
         kind.masks.append(case.id)
         return
     found.kinds.setdefault(name, MaskKind(name, _meaning(values, reading))).masks.append(case.id)
-    found.lesion_pixels[case.id] = int(lesion.sum())
+    found.shares[case.id] = float(lesion.mean())
     found.lesions[case.id] = hashlib.sha256(np.packbits(lesion).tobytes()).hexdigest()
+    if _looks_inverted(lesion):
+        found.inverted.append(case.id)
+    if 0 not in (reading.foreground or ()) and colour_over_index(path):
+        found.white_first.append(case.id)
     size = found.sizes.get(case.id, lesion.shape)
-    if size != lesion.shape:
+    if not same_proportions(lesion.shape, size):
         message = f"the mask is {_size(lesion.shape)}, its image {_size(size)}; save both at one size"
         found.problems.append(Problem("error", "size-mismatch", str(path), message))
-    elif lesion.all():
-        message = "every pixel is lesion; is it inverted, or is the wrong value lesion?"
-        found.problems.append(Problem("warning", "full-mask", str(path), message))
+    elif size != lesion.shape:
+        found.rescaled.append(case.id)
+
+
+def _looks_inverted(lesion: NDArray[np.bool_]) -> bool:
+    """Whether it covers most of the image, or most of its border, where a lesion seldom lies and background does."""
+    border = np.concatenate([lesion[0], lesion[-1], lesion[:, 0], lesion[:, -1]])
+    return bool(lesion.mean() > 0.5 or border.mean() > 0.5)
 
 
 def _judge_masks(found: Pixels) -> None:
+    for kind in found.kinds.values():
+        if kind.lesion is not None:
+            kind.share = float(np.mean([found.shares[case_id] for case_id in kind.masks]))
+    _judge_doubts(found)
+    masks = f"of {len(found.shares)} masks"
+    if found.inverted:
+        message = (
+            f"in {len(found.inverted)} {masks} lesion covers most of the image or of its border: "
+            f"{some(found.inverted)}; are they inverted (save them anew), or is the wrong value lesion "
+            "(--mask-foreground)?"
+        )
+        found.problems.append(Problem("warning", "inverted-masks", "masks", message))
+    if found.white_first:
+        message = (
+            f"{len(found.white_first)} {masks} have a palette that begins with white, which is read as lesion: "
+            f"{some(found.white_first)}; is white their background?"
+        )
+        found.problems.append(Problem("warning", "white-palettes", "masks", message))
+    if found.rescaled:
+        message = (
+            f"{len(found.rescaled)} {masks} have another resolution than their image and are scaled to it: "
+            f"{some(found.rescaled)}"
+        )
+        found.problems.append(Problem("note", "other-resolution", "masks", message))
+
+
+def _judge_doubts(found: Pixels) -> None:
     doubtful = [kind for kind in found.kinds.values() if kind.lesion is None and len(kind.masks) > 1]
     for kind in doubtful:
         message = f"the same holds for {len(kind.masks) - 1} more masks of the values {kind.values}"
         found.problems.append(Problem("error", "doubtful-mask", some(kind.masks[1:]), message))
-    if found.empty and len(found.empty) == len(found.lesion_pixels):
+    if found.empty and len(found.empty) == len(found.shares):
         message = "no mask has any lesion as they are read now; set data.mask (--mask-threshold or --mask-foreground)"
         found.problems.append(Problem("error", "all-empty", "masks", message))
     elif found.empty:

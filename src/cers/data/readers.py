@@ -1,7 +1,7 @@
 """One small reader per dataset layout, and the registry of all of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cers.data.case import Case
@@ -11,6 +11,7 @@ from cers.data.problems import Problem
 
 LVIT_FOLDERS = {"train": "Train_Folder", "val": "Val_Folder", "test": "Test_Folder"}
 _NO_LESION = "no_tumor"
+_CHANNEL = "_0000"  # how nnU-Net names the first channel
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,12 @@ class Layout:
     read: Callable[[Path, list[Problem]], list[Case]]
 
 
+def _unlabelled(root: Path, problems: list[Problem]) -> list[Case]:
+    """Images nobody annotated: every layout of folders may have them beside its own."""
+    folders = filter(None, (child(root, name) for name in ("unlabeled", "unlabelled")))
+    return [Case(id=stem, image=image) for folder in folders for stem, image in list_images(folder, problems).items()]
+
+
 # ---- BRISC 2025
 
 
@@ -31,7 +38,7 @@ def _brisc(root: Path, problems: list[Problem]) -> list[Case]:
         if images := child(root, "segmentation_task", part, "images"):
             masks = child(root, "segmentation_task", part, "masks")
             cases += pair(list_images(images, problems), masks, problems, part)
-    return cases
+    return cases + _unlabelled(root, problems)
 
 
 def negative_cases(root: Path, problems: list[Problem]) -> list[Case]:
@@ -55,10 +62,7 @@ def _folders(images_name: str) -> Callable[[Path, list[Problem]], list[Case]]:
     def read(root: Path, problems: list[Problem]) -> list[Case]:
         images = child(root, images_name)
         cases = pair(list_images(images, problems), child(root, "masks"), problems) if images else []
-        for name in ("unlabeled", "unlabelled"):
-            if folder := child(root, name):
-                cases += [Case(id=stem, image=image) for stem, image in list_images(folder, problems).items()]
-        return cases
+        return cases + _unlabelled(root, problems)
 
     return read
 
@@ -75,7 +79,7 @@ def _lvit(root: Path, problems: list[Problem]) -> list[Case]:
     for part, name in LVIT_FOLDERS.items():
         if images := child(root, name, "img"):
             cases += pair(list_images(images, problems), child(root, name, "labelcol"), problems, part)
-    return cases
+    return cases + _unlabelled(root, problems)
 
 
 def _is_lvit(root: Path) -> bool:
@@ -95,7 +99,7 @@ def _qata(root: Path, problems: list[Problem]) -> list[Case]:
     for part, name in (("train", "Train Set"), ("test", "Test Set")):
         if images := child(root, name, "Images"):
             cases += pair(list_images(images, problems), child(root, name, "Ground-truths"), problems, part)
-    return cases
+    return cases + _unlabelled(root, problems)
 
 
 # ---- nnU-Net, 2-D
@@ -109,16 +113,16 @@ def _nnunet(root: Path, problems: list[Problem]) -> list[Case]:
             continue
         images = {}
         for stem, image in list_images(folder, problems).items():
-            if stem.endswith("_0000"):
-                images[stem.removesuffix("_0000")] = image
+            if stem.endswith(_CHANNEL):
+                images[stem.removesuffix(_CHANNEL)] = image
             else:
-                message = "name does not end in _0000; cases of one channel are read, called <case>_0000"
+                message = f"name does not end in {_CHANNEL}; cases of one channel are read, called <case>{_CHANNEL}"
                 problems.append(Problem("error", "channel", str(image), message))
         if part == "test" and labels is None:
             cases += [Case(id=stem, image=image, part=part) for stem, image in images.items()]
         else:
             cases += pair(images, labels, problems, part)
-    return cases
+    return cases + [replace(case, id=case.id.removesuffix(_CHANNEL)) for case in _unlabelled(root, problems)]
 
 
 def _has(*paths: str) -> Callable[[Path], bool]:

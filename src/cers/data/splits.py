@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -111,12 +111,14 @@ def make_split(
     test: float = 0.1,
     clusters: Sequence[Sequence[str]] | None = None,
     limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Split:
     """Deal `cases` out to training, validation and test; a pure function of its arguments.
 
     `grouped` keeps a patient, and a cluster of near-duplicate images, on one side; `paper` cuts 8:1:1 by image as the
     CERS paper does; `official` takes the dataset's own parts, and groups only to carve out what is missing. `clusters`
-    of images that belong together default to `near_duplicates(cases)`, which reads the images; `paper` uses none.
+    of images that belong together default to `near_duplicates(cases)`, which reads the images, as `progress` hears;
+    `paper` uses none.
     `limit` keeps only about that many cases, in whole groups, for protocols that must be quick. `labelled` is the
     share or the count of masks in use. Cases nobody annotated are never validated or tested.
 
@@ -127,10 +129,11 @@ def make_split(
         raise CersError(f"unknown split strategy '{strategy}'; {nearest(strategy, STRATEGIES)}")
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
         raise CersError(f"val {val} and test {test} must be shares that leave some for training, e.g. 0.1 and 0.1")
+    require_labelled(labelled, cases)
     groups = {case.id: case.id for case in cases}
     if strategy != "paper":
         if clusters is None:
-            clusters = near_duplicates(cases)
+            clusters = near_duplicates(cases, progress=progress)
         groups = group_names(cases, clusters)
     if limit is not None:
         cases = sample_groups(cases, groups, limit, seed)
@@ -141,6 +144,15 @@ def make_split(
     else:
         part = by_official(cases, groups, val, test, seed)
     return assemble(cases, part, groups, strategy, seed).with_labelled(labelled)
+
+
+def require_labelled(share: float | int, cases: Sequence[Case]) -> None:
+    """Refuse, before images are compared, a share or count of masks in use that `cases` can never have.
+
+    Raises:
+        CersError: as `labelled_count`, of all annotated cases.
+    """
+    labelled_count(share, sum(case.annotated for case in cases))
 
 
 def labelled_count(share: float | int, total: int) -> int:

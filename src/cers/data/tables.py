@@ -13,10 +13,12 @@ from typing import Literal
 import openpyxl
 from openpyxl.utils.exceptions import InvalidFileException
 
+from cers.data.folders import entries, not_read
 from cers.data.names import aliases, key
 from cers.data.problems import Problem, some
 from cers.errors import CersError
 
+_TABLES = (".csv", ".xlsx")
 _REPORT_COLUMNS = ("text", "report", "description")
 _MASK_FREE = re.compile(r"(no|without)[ _-]*mask|mask[ _-]*free", re.IGNORECASE)
 _ROLES = {"labelled": "mask_rationales", "unlabelled": "rationales"}
@@ -103,7 +105,7 @@ def find_tables(folder: Path, all_of_them: bool = False) -> list[Path]:
     return [
         path
         for path in sorted(folder.iterdir())
-        if path.suffix.lower() in (".csv", ".xlsx")
+        if path.suffix.lower() in _TABLES
         and not path.name.startswith((".", "~$"))
         and (all_of_them or re.search(r"text|report|cot", path.name, re.IGNORECASE))
     ]
@@ -144,17 +146,31 @@ def collect_rationales(path: Path, ids: Container[str], problems: list[Problem])
 
 
 def add_text_files(folder: Path, texts: Texts, ids: Container[str], problems: list[Problem]) -> None:
-    """Add the reports in `folder/<stem>.txt` to `texts`."""
-    for path in sorted(folder.glob("*.txt")):
+    """Add the reports in `folder/<stem>.txt` to `texts`. What is neither that nor a table becomes a problem."""
+    ignored: Counter[str] = Counter()
+    blank: list[str] = []
+    for path in (Path(entry.path) for entry in entries(folder)):
+        kind = "subfolder" if path.is_dir() else path.suffix.lower() or path.name
+        if kind in _TABLES:
+            continue
+        if kind != ".txt":
+            ignored[kind] += 1
+            continue
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             problems.append(Problem("error", "unreadable-table", str(path), f"{path.name} {_SAY_UTF8}"))
             continue
         case = _owner(path.stem, ids)
-        if texts.reports.setdefault(case, text) != text:
+        if not text.strip():
+            blank.append(case)
+        elif texts.reports.setdefault(case, text) != text:
             message = f"'{case}' has another report in a table; keep one of the two"
             problems.append(Problem("error", "contradicting-rows", str(path), message))
+    problems += not_read(folder, ignored, "texts are .txt, .csv or .xlsx")
+    if blank:
+        message = f"{len(blank)} text files without text: {some(blank)}"
+        problems.append(Problem("warning", "empty-text", str(folder), message))
 
 
 def _owner(name: str, ids: Container[str]) -> str:

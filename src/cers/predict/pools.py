@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cers.config import MaskReading
 from cers.data.case import Batch, Case
+from cers.data.duplicates import pixel_hash
 from cers.data.layouts import load_cases
 from cers.data.loaders import evaluation_batches
 from cers.data.splits import load_split
