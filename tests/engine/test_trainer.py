@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,18 @@ def test_without_a_split_one_is_made_and_named(supervised: list[str], tmp_path: 
     assert split["strategy"] == "grouped"
     assert split["val"]
     assert split["test"]
+
+
+def test_what_is_doubtful_about_the_data_is_said_when_train_makes_the_split(
+    supervised: list[str], scans: Path, split_file: Path, tmp_path: Path
+) -> None:
+    new = Path(shutil.copytree(scans, tmp_path / "new"))
+    manifest = new / "manifest.csv"
+    head, *lines = manifest.read_text("utf-8").splitlines()
+    manifest.write_text("\n".join([f"{head},scanner", *(f"{line},A" for line in lines)]), encoding="utf-8")
+    few = [*supervised, "train.steps=1", f"data.path={new}"]
+    assert (
+        "column 'scanner' is not read" in succeeds("train", "--out", tmp_path / "own", *few, "data.split=null").stderr
+    )
+    given = succeeds("train", "--out", tmp_path / "given", *few, f"data.split={split_file}")
+    assert "scanner" not in given.stderr, "`cers data split` has said it"
