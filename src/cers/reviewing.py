@@ -87,8 +87,8 @@ def review_results(paths: Sequence[Path]) -> dict[str, Any]:
         if file.sample != files[0].sample:
             raise CersError(f"{path} is about another sample than {paths[0]}; review pages of the same texts compare")
     names = [file.reviewer for file in files]
-    if len(set(names)) < len(names):
-        raise CersError(f"two files are by reviewer '{names[0]}'; give each reviewer a name of their own on the page")
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise CersError(f"two files are by reviewer '{doubled[0]}'; give each reviewer a name of their own on the page")
     if not any(any(given.values()) for file in files for given in file.verdicts.values()):
         raise CersError(f"{paths[0]} holds no verdict yet; judge some texts on the page and save again")
     return {

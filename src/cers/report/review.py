@@ -15,8 +15,8 @@ from cers.report.evidence import ASPECTS, split_aspects
 from cers.report.figures import contour, picture
 from cers.report.page import environment
 
-SIDE = 512
-"""Longest side of a picture, pixels."""
+SIDE = 1024
+"""Longest side of a picture, pixels: fine enough to judge by, and some 60 of them are still a file to send."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def render_review(cases: Sequence[ReviewCase], header: Mapping[str, Any]) -> str
         .render(
             cases=[_content(case) for case in cases],
             aspects=ASPECTS,
+            side=SIDE,
             header=json.dumps(dict(header)),
             script=script,
             digest=digest,
@@ -62,5 +63,6 @@ def _content(case: ReviewCase) -> dict[str, Any]:
         "picture": picture(case.image, SIDE),
         "height": case.image.shape[0],
         "width": case.image.shape[1],
+        "longest": max(case.image.shape[:2]),
         "outline": None if case.mask is None else contour(case.mask),
     }

@@ -4,41 +4,77 @@
   const ASPECTS = ["texture", "boundary", "context", "summary"];
   const VERDICTS = ["right", "wrong", "unsure"];
   const header = JSON.parse(document.body.dataset.header);
-  const key = `cers-review-${header.sample}`;
+  const page = `cers-review-${header.sample}`;
   const articles = [...document.querySelectorAll("article.judge")];
   const names = articles.map((article) => article.dataset.name);
-  let state = { reviewer: "", verdicts: {}, notes: {}, at: 0 };
+  const unkept = new Map(); // what the browser refused to keep
+  let reviewer = "";
+  let state = sound({});
   let aspect = 0;
-  let kept = true;
 
   const fieldset = (index, which) => articles[index].querySelectorAll("fieldset")[which];
   const given = (index) => state.verdicts[names[index]] ?? {};
-  const count = (index) => Object.keys(given(index)).length;
+  const whole = (index) => Object.keys(given(index)).length === ASPECTS.length;
+  const gaps = () => [...names.keys()].filter((index) => !whole(index));
 
-  function keep() {
+  // Each reviewer has a place of their own, so that nobody takes over, or sees, what another one said.
+  const place = (name) => `${page}-${name.toLowerCase()}`;
+
+  function read(name) {
     try {
-      localStorage.setItem(key, JSON.stringify(state));
+      return JSON.parse(unkept.get(place(name)) ?? localStorage.getItem(place(name)));
     } catch {
-      if (kept) say("This browser keeps nothing for this page: save often.");
-      kept = false;
+      return null;
     }
   }
 
-  function say(text) {
-    $("message").textContent = text;
+  function write() {
+    const text = JSON.stringify(state);
+    try {
+      localStorage.setItem(place(reviewer), text);
+      unkept.delete(place(reviewer));
+    } catch {
+      unkept.set(place(reviewer), text);
+    }
   }
 
-  function adopt(found) {
+  // Another tab may have gone on with this review; only where one is in it belongs to the tab.
+  function catchUp() {
+    const found = read(reviewer);
+    if (found) state = { ...sound(found), at: state.at };
+  }
+
+  function sound(found) {
     const verdicts = {};
     for (const name of names) {
-      const whole = Object.entries(found.verdicts?.[name] ?? {});
-      const sound = whole.filter(([a, v]) => ASPECTS.includes(a) && VERDICTS.includes(v));
-      if (sound.length) verdicts[name] = Object.fromEntries(sound);
+      const all = Object.entries(found.verdicts?.[name] ?? {});
+      const good = all.filter(([a, v]) => ASPECTS.includes(a) && VERDICTS.includes(v));
+      if (good.length) verdicts[name] = Object.fromEntries(good);
     }
     const notes = {};
     for (const name of names) if (found.notes?.[name]) notes[name] = String(found.notes[name]);
     const at = Number.isInteger(found.at) ? Math.min(Math.max(found.at, 0), names.length - 1) : 0;
-    state = { reviewer: String(found.reviewer ?? ""), verdicts, notes, at };
+    return { verdicts, notes, at, file: String(found.file ?? ""), changed: Boolean(found.changed) };
+  }
+
+  function say(text = standing()) {
+    if ($("message").textContent !== text) $("message").textContent = text;
+  }
+
+  function standing() {
+    if (!reviewer) return "Type your name and press Enter to begin. Verdicts are kept under it.";
+    const missing = gaps();
+    const done = missing.length ? "" : "All judged. ";
+    if (!state.changed) return state.file ? `${done}Saved as ${state.file}.` : `Nothing judged by ${reviewer} yet.`;
+    if (done) return `${done}Save the file now.`;
+    if (whole(names.length - 1) && state.at === names.length - 1) return listed(missing);
+    if (unkept.size) return "This browser keeps nothing for this page: save often.";
+    return state.file ? `${state.file} is out of date: save again.` : "Not saved to a file yet.";
+  }
+
+  function listed(missing) {
+    const numbers = missing.slice(0, 10).map((index) => index + 1);
+    return `Still to judge: ${numbers.join(", ")}${missing.length > 10 ? " and more" : ""}.`;
   }
 
   function show() {
@@ -51,94 +87,128 @@
           input.checked = given(index)[name] === input.value;
         }
       });
-      const note = article.querySelector("textarea");
-      if (note !== document.activeElement) note.value = state.notes[names[index]] ?? "";
+      const note = state.notes[names[index]] ?? "";
+      const field = article.querySelector("textarea");
+      if (field.value !== note) field.value = note;
       const spot = $("map").children[index].firstChild;
       const values = Object.values(given(index));
-      const whole = values.length === ASPECTS.length;
-      spot.className = values.includes("wrong") ? "flawed" : whole ? "whole" : values.length ? "part" : "";
+      spot.className = values.includes("wrong") ? "flawed" : whole(index) ? "whole" : values.length ? "part" : "";
       spot.toggleAttribute("aria-current", index === state.at);
       spot.setAttribute("aria-label", `Text ${index + 1}, ${values.length} of ${ASPECTS.length} aspects judged`);
     });
-    const done = names.filter((_, index) => count(index) === ASPECTS.length).length;
-    $("done").textContent = done;
-    $("progress").value = done;
-    if ($("reviewer") !== document.activeElement) $("reviewer").value = state.reviewer;
+    $("done").textContent = $("progress").value = names.length - gaps().length;
+    document.querySelector("main").inert = !reviewer;
+    say();
   }
 
-  function go(index, top = true) {
+  // Brings the active aspect into view; false where it was out of it.
+  function reveal() {
+    const box = fieldset(state.at, aspect);
+    const { left, top, width, height } = box.getBoundingClientRect();
+    const seen = box.contains(document.elementFromPoint(left + width / 2, top + height / 2));
+    const before = window.scrollY;
+    box.scrollIntoView({ block: "nearest" });
+    return seen || window.scrollY === before;
+  }
+
+  function take(name) {
+    reviewer = $("reviewer").value = name;
+    state = sound(read(name) ?? {});
+    try {
+      sessionStorage.setItem(page, name); // of this tab only: whoever opens the page anew is asked
+    } catch {
+      // then a reload asks for the name too
+    }
+    go(state.at);
+  }
+
+  function ask() {
+    say();
+    $("reviewer").focus();
+  }
+
+  function go(index) {
+    catchUp();
     state.at = Math.min(Math.max(index, 0), names.length - 1);
     const open = ASPECTS.findIndex((name) => !(name in given(state.at)));
     aspect = open < 0 ? 0 : open;
-    keep();
+    write();
     show();
-    if (top) window.scrollTo(0, 0);
+    window.scrollTo(0, 0);
+    reveal();
   }
 
   function judge(index, which, verdict) {
+    catchUp();
     const verdicts = { ...given(index) };
     if (verdict) verdicts[ASPECTS[which]] = verdict;
     else delete verdicts[ASPECTS[which]];
     if (Object.keys(verdicts).length) state.verdicts[names[index]] = verdicts;
     else delete state.verdicts[names[index]];
+    state.changed = true;
+    write();
   }
 
   function answer(verdict) {
+    if (!reveal()) return say("The marked aspect was out of view. Read it, then answer.");
     judge(state.at, aspect, verdict);
-    if (!verdict) return turn(aspect);
-    if (aspect < ASPECTS.length - 1) return turn(aspect + 1);
-    if (state.at < names.length - 1) return go(state.at + 1);
-    keep();
-    show();
-    if (names.every((_, index) => count(index) === ASPECTS.length)) say("All judged. Save the file now.");
+    if (!verdict) turn(aspect);
+    else if (aspect < ASPECTS.length - 1) turn(aspect + 1);
+    else onward();
   }
 
   function turn(which) {
     aspect = Math.min(Math.max(which, 0), ASPECTS.length - 1);
-    keep();
     show();
-    fieldset(state.at, aspect).scrollIntoView({ block: "nearest" });
+    reveal();
   }
 
   function rest() {
     ASPECTS.forEach((name, which) => name in given(state.at) || judge(state.at, which, "right"));
-    go(state.at + 1);
+    onward();
+  }
+
+  function onward() {
+    if (state.at < names.length - 1) return go(state.at + 1);
+    unjudged();
+    if (gaps().length) say(listed(gaps()));
   }
 
   function unjudged() {
-    const order = names.map((_, step) => (state.at + 1 + step) % names.length);
-    const found = order.find((index) => count(index) < ASPECTS.length);
-    if (found === undefined) say("All judged. Save the file now.");
-    else go(found);
+    const missing = gaps();
+    if (missing.length) go(missing.find((index) => index > state.at) ?? missing[0]);
+    else show();
   }
 
   function save() {
-    if (!state.reviewer.trim()) {
-      say("Enter your name first: it tells the files of two reviewers apart.");
-      $("reviewer").focus();
-      return;
-    }
+    if (!reviewer) return ask();
+    catchUp();
     const { verdicts, notes } = state;
-    const content = { ...header, reviewer: state.reviewer.trim(), saved: new Date().toISOString(), verdicts, notes };
+    const content = { ...header, reviewer, saved: new Date().toISOString(), verdicts, notes };
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([JSON.stringify(content, null, 1) + "\n"], { type: "application/json" }));
-    link.download = `verdicts-${content.reviewer.replace(/[^\p{L}\p{N}]+/gu, "-")}.json`;
+    link.download = `verdicts-${reviewer.replace(/[^\p{L}\p{N}]+/gu, "-")}.json`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-    say(`Saved as ${link.download}.`);
+    state.file = link.download;
+    state.changed = false;
+    write();
+    show();
   }
 
   async function open(file) {
     try {
       const found = JSON.parse(await file.text());
-      if (found.format !== header.format) say(`${file.name} is no file of verdicts.`);
-      else if (found.sample !== header.sample) say(`${file.name} belongs to another review page.`);
-      else if (Object.keys(state.verdicts).length && !confirm("Replace the verdicts on this page?")) return;
-      else {
-        adopt(found);
-        go(0);
-        say(`Opened ${file.name}.`);
-      }
+      const name = String(found.reviewer ?? "").trim();
+      if (found.format !== header.format || !name) return say(`${file.name} is no file of verdicts.`);
+      if (found.sample !== header.sample) return say(`${file.name} belongs to another review page.`);
+      const there = Object.keys(sound(read(name) ?? {}).verdicts).length;
+      if (there && !confirm(`Replace the verdicts of ${name} on this page?`)) return;
+      reviewer = name;
+      state = sound({ verdicts: found.verdicts, notes: found.notes, file: file.name });
+      write();
+      take(name);
+      say(`Opened ${file.name}, the verdicts of ${name}.`);
     } catch {
       say(`${file.name} is no file of verdicts.`);
     }
@@ -154,57 +224,79 @@
     o: () => document.body.classList.toggle("plain"),
     n: () => articles[state.at].querySelector("textarea").focus(),
     s: save,
-    ArrowLeft: () => go(state.at - 1),
-    ArrowRight: () => go(state.at + 1),
-    ArrowUp: () => turn(aspect - 1),
-    ArrowDown: () => turn(aspect + 1),
+    arrowleft: () => go(state.at - 1),
+    arrowright: onward,
+    arrowup: () => turn(aspect - 1),
+    arrowdown: () => turn(aspect + 1),
   };
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") document.activeElement.blur();
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("textarea, input[type=text]")) return;
-    if (!Object.hasOwn(keys, event.key)) return;
+    // Digits by their place, since AZERTY types them with Shift only; letters whatever Caps Lock does.
+    const key = event.code.startsWith("Digit") ? event.code.at(-1) : event.key.toLowerCase();
+    if (!Object.hasOwn(keys, key)) return;
     event.preventDefault();
-    keys[event.key]();
+    if (reviewer) keys[key]();
+    else ask();
   });
   articles.forEach((article, index) => {
     article.querySelectorAll("fieldset").forEach((group, which) => {
       group.addEventListener("change", (event) => {
         judge(index, which, event.target.value);
         aspect = which;
-        keep();
         show();
       });
     });
     article.querySelector("textarea").addEventListener("input", (event) => {
+      catchUp();
       if (event.target.value.trim()) state.notes[names[index]] = event.target.value;
       else delete state.notes[names[index]];
-      keep();
+      state.changed = true;
+      write();
+      say();
     });
     article.querySelector(".previous").addEventListener("click", () => go(index - 1));
-    article.querySelector(".next").addEventListener("click", () => go(index + 1));
+    article.querySelector(".next").addEventListener("click", onward);
     const spot = document.createElement("button");
     spot.type = "button";
     spot.textContent = index + 1;
-    spot.addEventListener("click", () => go(index));
+    spot.addEventListener("click", () => (reviewer ? go(index) : ask()));
     $("map").append(document.createElement("li"));
     $("map").lastChild.append(spot);
   });
-  $("reviewer").addEventListener("input", (event) => {
-    state.reviewer = event.target.value;
-    keep();
+  $("reviewer").addEventListener("change", (event) => {
+    const name = event.target.value.trim();
+    if (name && name !== reviewer) take(name);
+    else event.target.value = reviewer;
+  });
+  $("reviewer").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    const same = event.target.value.trim() === reviewer;
+    event.target.blur();
+    if (same) save();
   });
   $("save").addEventListener("click", save);
   $("open").addEventListener("change", (event) => {
     if (event.target.files[0]) open(event.target.files[0]);
     event.target.value = "";
   });
+  window.addEventListener("storage", (event) => {
+    if (event.key !== place(reviewer)) return;
+    catchUp();
+    show();
+  });
 
   document.body.classList.add("judging");
+  let known = null;
   try {
-    adopt(JSON.parse(localStorage.getItem(key)) ?? {});
+    known = sessionStorage.getItem(page);
   } catch {
-    kept = true;
+    // the name is asked for below
   }
-  go(state.at, false);
+  if (known) take(known);
+  else {
+    show();
+    ask();
+  }
 })();
