@@ -64,12 +64,7 @@ def audit(
     reports = {case.id: case.report for case in cases if case.report}
     groups = _look_alikes(texts, cases, progress)
     rationales = {role: usable(texts, role) for role in ROLES}
-    flaws = find_flaws(texts, reports)
-    alike = _sets(groups)
-    for role in ROLES:
-        copies = near_identical(rationales[role], alike)
-        first = {t.image: t.where for t in reversed(texts) if t.role == role}
-        flaws += [Flaw(i, role, first[i], "nearly the text of another", f"{o} ({s:.2f})") for i, o, s in copies]
+    flaws = [*find_flaws(texts, reports), *_copies(texts, rationales, _sets(groups))]
     both = [image for image in rationales["unlabelled"] if image in rationales["labelled"]]
     summary: dict[str, Any] = {
         "texts": {role: sum(text.role == role for text in texts) for role in ROLES},
@@ -97,6 +92,18 @@ def _look_alikes(
         missing = next(iter(named))
         raise CersError(f"no rationale is about an image of the dataset; {nearest(missing, (c.id for c in cases))}")
     return group_names(present, near_duplicates(present, progress=progress))
+
+
+def _copies(
+    texts: Sequence[Written], rationales: Mapping[Role, Mapping[str, Rationale]], alike: Sequence[frozenset[str]]
+) -> list[Flaw]:
+    """Texts that are nearly those of other images, most alike first."""
+    where = {(text.image, text.role): text.where for text in reversed(texts)}
+    found = [(role, *copy) for role in ROLES for copy in near_identical(rationales[role], alike)]
+    return [
+        Flaw(image, role, where[image, role], "nearly the text of another", f"{other} ({share:.2f})", other)
+        for role, image, other, share in sorted(found, key=lambda copy: -copy[3])
+    ]
 
 
 def _sets(groups: Mapping[str, str]) -> list[frozenset[str]]:

@@ -16,7 +16,7 @@ from cers.data.case import Case
 from cers.data.images import read_image
 from cers.errors import CersError
 from cers.evaluate.information import AMONG, aspect_rows, information_rows
-from cers.evaluate.render import interval, number
+from cers.evaluate.render import interval, number, percent
 from cers.files import write_atomic
 from cers.report.audit import AuditPage, WorstCase, WorstText, render_audit
 
@@ -68,7 +68,7 @@ def _wording(found: Mapping[str, Any]) -> dict[str, str]:
         "different words": str(found["words"]),
         "of these in under 1 % of the texts": str(found["rare_words"]),
         "share of a text's words that half of all texts use": number(found["common_share"]),
-        "most frequent opening": f"{opening} ({share:.0%})",
+        "most frequent opening": f"{opening} ({percent(share)})",
     }
 
 
@@ -92,11 +92,14 @@ def _facts(audit: Audit) -> dict[str, tuple[str, str]]:
     if information := audit.summary.get("information"):
         first, outranks = (information["rationale"][name] for name in ("first_of_50", "outranks"))
         facts[f"Own partner first of {AMONG}"] = (
-            f"{first['mean']:.1%}",
-            f"chance {first['chance']:.1%}; N {first['n']:,}: how often a mask-free text finds its own image's "
+            percent(first["mean"], 1),
+            f"chance {percent(first['chance'], 1)}; N {first['n']:,}: how often a mask-free text finds its own image's "
             "mask-informed one",
         )
-        facts["Outranked others"] = (f"{outranks['mean']:.1%}", "chance 50 %: share of others its own partner outranks")
+        facts["Outranked others"] = (
+            percent(outranks["mean"], 1),
+            "chance 50 %: share of others its own partner outranks",
+        )
     return facts
 
 
@@ -129,26 +132,36 @@ def _worst(audit: Audit, known: Mapping[str, Case]) -> dict[str, list[WorstCase]
         kinds.setdefault(flaw.kind, []).append(flaw)
     for kind in audit.summary["flaws"]:
         shown = kinds[kind][: _MALFORMED_SHOWN if kind == "malformed" else _FLAWS_SHOWN]
-        worst[kind.capitalize()] = [
-            _case(
-                flaw.image,
-                f"{flaw} ({flaw.where})",
-                [WorstText(ROLE_NAMES[flaw.role], texts[flaw.image, flaw.role, flaw.where])],
-                known,
-            )
-            for flaw in shown
+        worst[_heading(kind.capitalize(), len(shown), len(kinds[kind]))] = [
+            _flawed(flaw, texts[flaw.image, flaw.role, flaw.where], rationales[flaw.role], known) for flaw in shown
         ]
-    vague = sorted(audit.outranks, key=lambda image: (audit.outranks[image], image))[:_VAGUE_SHOWN]
-    if vague:
-        worst["Says least about its own image"] = [_vague(image, audit, rationales, known) for image in vague]
+    vague = sorted((outranks, image) for image, outranks in audit.outranks.items() if outranks < 1)
+    if shown_vague := [image for _, image in vague[:_VAGUE_SHOWN]]:
+        worst[_heading("Says least about its own image", len(shown_vague), len(vague))] = [
+            _vague(image, audit, rationales, known) for image in shown_vague
+        ]
     return worst
+
+
+def _heading(name: str, shown: int, found: int) -> str:
+    return f"{name} ({shown:,})" if shown == found else f"{name} ({shown:,} of {found:,})"
+
+
+def _flawed(flaw: Flaw, text: str, rationales: Mapping[str, Rationale], known: Mapping[str, Case]) -> WorstCase:
+    """The text with its flaw, beside that of the other image which it nearly is."""
+    shown = [WorstText(ROLE_NAMES[flaw.role], text)]
+    if flaw.other is not None:
+        shown.append(WorstText(f"text of {flaw.other}", render(rationales[flaw.other])))
+    return _case(flaw.image, f"{flaw} ({flaw.where})", shown, known)
 
 
 def _vague(
     image: str, audit: Audit, rationales: Mapping[Role, Mapping[str, Rationale]], known: Mapping[str, Case]
 ) -> WorstCase:
     other = audit.found_instead[image]
-    note = f"Its partner outranks only {audit.outranks[image]:.1%} of the other texts; first is that of {other}."
+    note = (
+        f"Its partner outranks only {percent(audit.outranks[image], 1)} of the other texts; first is that of {other}."
+    )
     shown = [
         WorstText("mask-free", render(rationales["unlabelled"][image])),
         WorstText("its partner, mask-informed", render(rationales["labelled"][image])),

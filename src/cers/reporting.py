@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cers.cot.rationale import MalformedRationale, parse_rationale
 from cers.data.case import Case
 from cers.data.images import read_image
 from cers.data.prediction import CasePrediction, Reference
@@ -166,6 +168,7 @@ def _shown_case(
         rationale=case.rationale,
         references=[_shown_reference(run, known, r) for r in prediction.references],
         rejected=[_shown_reference(run, known, r) for r in prediction.rejected[:REJECTED_SHOWN]],
+        compared=prediction.compared,
         at_least=prediction.at_least,
     )
 
@@ -179,8 +182,17 @@ def _shown_reference(run: Run, known: Mapping[str, Case], reference: Reference) 
         mask=truth_of(case, run, image.shape[:2]),
         label=case.label,
         report=case.report,
-        rationale=case.mask_rationale or case.rationale,
+        rationale=_entry_rationale(case),
         image_similarity=reference.image_similarity,
         text_similarity=reference.text_similarity,
         attention=reference.attention,
     )
+
+
+def _entry_rationale(case: Case) -> str | None:
+    """What the pool knows a case by: its mask-informed rationale, or the other where only that is well-formed."""
+    for text in filter(None, (case.mask_rationale, case.rationale)):
+        with suppress(MalformedRationale):
+            parse_rationale(text)
+            return text
+    return case.mask_rationale or case.rationale

@@ -94,9 +94,28 @@ def test_the_page_shows_the_worst_cases_with_their_images(written: Path, scans: 
     html = page.read_text(encoding="utf-8")
     assert "&lt;b&gt;I&#39;m sorry" in html
     assert "<b>I" not in html
-    assert "Says least about its own image" in html
-    assert html.count("data:image/webp;base64,") >= 12
+    assert "Says least about its own image (" in html
+    assert html.count("data:image/webp;base64,") == html.count("<article") >= 8
     assert "http://" not in html.replace("http://www.w3.org", "")
+
+
+def test_the_page_shows_what_was_copied_and_leaves_out_what_is_perfect(
+    written: Path, scans: Path, tmp_path: Path
+) -> None:
+    with written.open(encoding="utf-8") as file:
+        rows = [(row["image"], row["cot"], row["role"]) for row in csv.DictReader(file)]
+    free, informed = ([row for row in rows if row[2] == role] for role in ("unlabelled", "labelled"))
+    words = [f"red{i} blue{i} green{i} grey{i}" for i in range(len(free))]
+    own = [f"Texture: {w}.\nBoundary: {w} b.\nContext: {w} c.\nSummary: {w} s." for w in words]
+    rows = [(row[0], text, row[2]) for part in (free, informed) for row, text in zip(part, own, strict=False)]
+    copied = rows[len(free) - 1] = (free[-1][0], rows[0][1], "unlabelled")  # of another patient
+    page = tmp_path / "audit.html"
+    audit(write(tmp_path / "cot.csv", rows, ("image", "cot", "role")), "--data", scans, "--html", page)
+    html = page.read_text(encoding="utf-8")
+    assert "Nearly the text of another (2)" in html
+    assert f'<th scope="col">text of {rows[0][0]}</th>' in html
+    assert f'<th scope="col">text of {copied[0]}</th>' in html
+    assert "outranks only 100" not in html
 
 
 def test_mistakes_are_one_line(written: Path, scans: Path, tmp_path: Path) -> None:

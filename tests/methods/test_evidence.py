@@ -87,6 +87,7 @@ def test_a_query_without_text_falls_back_on_its_image(strategy):
     evidence = retrieve(strategy, queries("q", known=False))
     assert picked(evidence) == picked(retrieve("image"))
     assert evidence.text_similarity.isnan().all()
+    assert not evidence.by_report.any()
 
 
 @pytest.mark.parametrize(("by_report", "by_cot"), [("report", "cot"), ("image+report", "image+cot")])
@@ -95,7 +96,19 @@ def test_a_query_without_report_goes_by_its_rationale(by_report, by_cot):
     found, rationale, report = retrieve(by_report, batch), retrieve(by_cot, batch), retrieve(by_report)
     assert picked(found) == [picked(rationale)[0], picked(report)[0]]
     assert torch.equal(found.text_similarity[0], rationale.text_similarity[0])
+    assert found.by_report.tolist() == [False, True]
+    assert not rationale.by_report.any()
     assert picked(retrieve(by_report, replace(queries("q"), report=None, report_known=None))) == [picked(rationale)[0]]
+
+
+@pytest.mark.parametrize("strategy", ["report", "image+report", "shuffled-report"])
+def test_a_pool_without_reports_is_compared_by_rationales(strategy):
+    pool = make_pool()
+    assert retrieve(strategy, pool=pool).by_report.all()
+    pool.report_known[:] = False
+    evidence = retrieve(strategy, pool=pool)
+    assert not evidence.by_report.any()
+    assert torch.isin(evidence.text_similarity, torch.tensor(BY_COT).half()).all() or strategy.startswith("shuffled")
 
 
 def test_one_query_without_text_does_not_change_the_others():

@@ -186,7 +186,9 @@ def test_an_evaluation_with_another_pool_has_a_report_of_its_own(home: Path, tmp
     assert path == home / "cers" / "report-wide.html"
     chosen = run.split.test[2]
     report(home / "cers", pool=pool, chosen=[chosen], n_each=1, out=tmp_path / "one.html")
-    assert f'<span class="badge">chosen</span> {chosen}' in (tmp_path / "one.html").read_text(encoding="utf-8")
+    page = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert f'<span class="badge">chosen</span> {chosen}' in page
+    assert "Rationale similarity" in page  # the run's strategy is image+cot
     with pytest.raises(CersError, match=f"is none of the {len(run.split.test)} scored cases; did you mean '{chosen}'"):
         report(home / "cers", pool=pool, chosen=[f"{chosen}x"])
     added = set(KnowledgePool.load(pool).ids) - set(run.split.labelled)

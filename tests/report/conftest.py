@@ -50,6 +50,7 @@ def shown_case(name: str = "query", heading: str = "best") -> ShownCase:
         rationale=RATIONALE.format("Query"),
         references=[reference(f"kept{i}", 0.9, 0.8 - i / 20, 0.2) for i in range(5)],
         rejected=[reference(f"dropped{i}", 0.95, 0.3) for i in range(5)],
+        compared="rationale",
     )
 
 

@@ -35,3 +35,8 @@ def test_the_page_fits_and_stands_alone(browser: Browser, file: Path, width: int
     assert browser.value("document.querySelectorAll('article.case').length") == 2
     assert "<b>report</b>" in browser.value("document.body.innerText")
     assert browser.value("document.querySelector('a.skip').hash") == "#worst"
+    widths = browser.value(
+        "[...document.querySelector('.texts tr').cells].map(cell => cell.getBoundingClientRect().width)"
+    )
+    assert widths[0] < 0.7 * min(widths[1:])
+    assert min(widths[1:]) > 150

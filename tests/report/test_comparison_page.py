@@ -41,6 +41,15 @@ def test_differences_lie_where_the_axis_says(table):
     assert [line.sure for line in plots[0].lines] == [False, False, False, True, True]
 
 
+def test_without_any_difference_the_axis_has_round_numbers():
+    none = [replace(row(name, 1.0, 0.0)) for name in METHODS]
+    for each in none[1:]:
+        each.by_metric["dice"] = replace(each.dice, difference=1e-17, difference_low=0.0, difference_high=2e-17)
+    (plot,) = forest_plots(ComparisonTable("supervised", tuple(none)))
+    assert [label for _, label in plot.ticks] == ["−0.1", "−0.05", "0", "+0.05", "+0.1"]
+    assert all(line.x == plot.zero for line in plot.lines)
+
+
 def test_curves_run_from_the_smallest_to_the_largest_share_and_labels_keep_apart(table):
     curves = share_curves(table)
     assert [label for _, label in curves.x_ticks] == ["2 %", "25 %", "100 %"]
@@ -74,8 +83,10 @@ def test_a_browser_shows_it_without_overflow_or_complaint(table, browser, tmp_pa
     published = [["labelled", "method", "ours", "theirs"], ["25%", "cers", "50 / 40", "80 / 70"]]
     page = render_comparison("A <b>study</b>", table, legend(table), published, ["Ours: smaller."])
     file.write_text(page, encoding="utf-8")
-    for width in (400, 1280):
+    for width in (375, 1280):
         browser.open(file, width)
+        text = "[...document.querySelectorAll('svg text')].map(text => text.getBoundingClientRect().height)"
+        assert min(browser.value(text)) > 11
         assert browser.value("document.documentElement.scrollWidth") <= width
         assert browser.value("document.querySelectorAll('svg').length") == 4
         assert browser.value("document.querySelectorAll('b').length") == 0
@@ -86,6 +97,12 @@ def test_a_browser_shows_it_without_overflow_or_complaint(table, browser, tmp_pa
         ".length"
     )
     assert browser.value(outside) == 0
+    apart = (
+        "[...document.querySelectorAll('.plot g:has(.name)')].every(g => "
+        "g.querySelector('.name').getBoundingClientRect().bottom <= "
+        "g.querySelector('.dot').getBoundingClientRect().top + 1)"
+    )
+    assert browser.value(apart) is True
     dashes = "e => getComputedStyle(e).strokeDasharray + getComputedStyle(e).stroke"
     groups = "[...document.querySelectorAll('g:has(polyline)')]"
     assert browser.value(f"new Set({groups}.map(g => ({dashes})(g.querySelector('line.curve')))).size") == len(METHODS)
@@ -101,6 +118,6 @@ def test_the_curves_alone_are_a_picture_with_the_colours_of_the_page(table, brow
     names = browser.value("[...document.querySelectorAll('.label')].map(e => e.textContent).join('|')").split("|")
     assert [name.removesuffix(" †") for name in names] == list(METHODS)
     strokes = "[...document.querySelectorAll('polyline')].map(e => getComputedStyle(e).stroke)"
-    assert browser.value(f"new Set({strokes}).size") == 4
+    assert browser.value(f"new Set({strokes}).size") == len(METHODS)
     assert browser.value("document.querySelector('.label').getBoundingClientRect().height") < 30
     assert browser.complaints() == []

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from browser import Browser
 
-from cers.report.page import ReportData, render_report
+from cers.report.page import ReportData, ShownCase, render_report
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,44 @@ def test_nothing_overflows_nothing_is_fetched_nothing_complains(browser: Browser
     assert browser.value(decoded) == 9 * 16
     assert [url for url in browser.requested() if not url.startswith(("file:", "data:"))] == []
     assert browser.complaints() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_six_branches_have_six_curves_that_differ_in_colour_and_in_dash(
+    browser: Browser, full: ReportData, tmp_path: Path, scheme: str
+) -> None:
+    dice = {f"branch {i}": 0.1 * i for i in range(6)}
+    log = [{"kind": "validation", "step": step, "stage": "a", "dice": dice, "best": True} for step in (0, 9)]
+    path = tmp_path / "curves.html"
+    path.write_text(render_report(replace(full, log=log, cases=())), encoding="utf-8")
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    browser.open(path, 1280)
+    for style in ("stroke", "strokeDasharray"):
+        found = f"[...document.querySelectorAll('.chart polyline')].map(line => getComputedStyle(line).{style})"
+        assert len(set(browser.value(found))) == 6
+    browser.call("Emulation.setEmulatedMedia", features=[])
+
+
+def test_on_a_phone_a_recalled_case_fits_beside_the_query(browser: Browser, file: Path) -> None:
+    browser.open(file, 375)
+    right = "document.querySelector('.evidence thead tr').cells[{}].getBoundingClientRect().right"
+    room = browser.value("document.querySelector('.scroll:has(.evidence)').getBoundingClientRect().right")
+    assert browser.value(right.format(2)) <= room + 1
+    assert browser.value(right.format(3)) > room
+
+
+def test_a_tall_image_and_a_long_report_leave_room_for_the_rest(
+    browser: Browser, case: ShownCase, tmp_path: Path
+) -> None:
+    probability = np.zeros((900, 90), np.float32)
+    tall = ShownCase(
+        "tall", "chosen", np.zeros((900, 90), np.uint8), probability, report="Nothing in particular. " * 200
+    )
+    path = tmp_path / "tall.html"
+    others = replace(tall, references=case.references, rejected=case.rejected)
+    path.write_text(render_report(ReportData("tall", cases=[others])), encoding="utf-8")
+    browser.open(path, 375)
+    assert browser.value("document.querySelector('article').getBoundingClientRect().height") < 3500
 
 
 def test_details_open_with_the_keyboard(browser: Browser, file: Path) -> None:

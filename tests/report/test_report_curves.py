@@ -2,7 +2,17 @@ import math
 
 import pytest
 
-from cers.report.curves import BOTTOM, LEFT, MAX_POINTS, RIGHT, TOP, Chart, training_charts, validation_chart
+from cers.report.curves import (
+    BOTTOM,
+    LEFT,
+    MAX_POINTS,
+    RIGHT,
+    TOP,
+    Chart,
+    round_ticks,
+    training_charts,
+    validation_chart,
+)
 
 
 def steps(values: list[float], key: str = "loss", **more: object) -> list[dict]:
@@ -65,6 +75,13 @@ def test_long_logs_are_averaged_not_cut() -> None:
     assert len(drawn) == MAX_POINTS
     assert drawn[-1][0] > RIGHT - 2
     assert all(0.4 < float(label) < 0.6 for _, label in chart.y_ticks)
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [0.1 + 0.2, 0.3], [0.5], [1e-4, 1e-4], [-2e-17, 3e-16]])
+def test_ticks_of_equal_values_are_round_and_around_them(values: list[float]) -> None:
+    ticks = round_ticks(values, 4)
+    assert ticks[0] < values[0] < ticks[-1]
+    assert all(len(f"{tick:.15g}") <= 8 for tick in ticks)
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.5, 0.5, 0.5], [0.0, 0.0], [-1e-9, 1e9]])

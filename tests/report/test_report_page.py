@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cers.evaluate.retrieval import retrieval_quality
+from cers.report.evidence import MALFORMED
 from cers.report.page import ReportData, ShownCase, number, render_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -93,7 +94,10 @@ def test_each_case_shows_its_evidence(html: str) -> None:
     assert len(page.all("img")) == 9 * (4 + 6 + 6)
     assert page.words.count("similar images that the text step rejected") == 9
     assert "The evidence added" in page.words
-    assert "retrieved cases are 0.60 to 0.80 similar to the query and the rejected candidates 0.30" in page.words
+    similar = "retrieved cases are 0.60 to 0.80 similar to the query and the rejected candidates 0.30"
+    assert f"By rationale, the {similar}" in page.words
+    assert page.words.count("Rationale similarity") == 9 * 2 * 6  # head and five columns, of kept and of rejected
+    assert "Text similarity" not in page.words
 
 
 def test_aspects_stand_in_one_row_in_the_order_of_the_columns(html: str) -> None:
@@ -168,7 +172,8 @@ def test_texts_are_escaped_wherever_they_come_from(case: ShownCase) -> None:
 def test_unknown_similarity_is_a_dash(case: ShownCase) -> None:
     nan = float("nan")
     unknown = replace(case.references[0], image_similarity=nan, text_similarity=nan, attention=None)
-    page = page_of(replace(case, references=[unknown], rejected=[]))
+    page = page_of(replace(case, references=[unknown], rejected=[], compared=None))
+    assert "The 1 retrieved case beside the query" in page.words
     assert page.words.count("similarity–") == 2
     assert "nan" not in page.words.lower()
     assert "Share of attention" not in page.words
@@ -220,9 +225,61 @@ def test_a_case_whose_outline_grew_to_the_size_of_its_references_says_so(case: S
     assert words not in page_of(not_heeded).words
 
 
-def test_a_rationale_without_aspects_is_shown_as_it_is(case: ShownCase) -> None:
-    page = page_of(replace(case, rationale="I cannot help with this image."))
-    assert "I cannot help with this image." in page.words
+def test_a_malformed_rationale_is_shown_as_not_used(case: ShownCase) -> None:
+    refusal, part = "I cannot help with this image.", "Texture: homogeneous signal."
+    others = [replace(case.references[0], rationale=part)]
+    words = page_of(replace(case, rationale=refusal, references=others, rejected=[])).words
+    assert f"{MALFORMED} {MALFORMED}{refusal} {MALFORMED}{part}" in words
+    assert "Texture " not in words
+    assert MALFORMED not in page_of(case).words
+
+
+def test_without_a_text_to_compare_no_text_step_is_told_of(case: ShownCase) -> None:
+    others = [replace(other, text_similarity=float("nan")) for other in (*case.references, *case.rejected)]
+    silent = replace(case, references=others[:5], rejected=others[5:], compared=None, report=None, rationale=None)
+    words = page_of(silent).words
+    assert "5 further similar images" in words
+    assert "rejected" not in words.lower()
+    assert "Nothing usable was written of this image, so the cases were recalled by the image alone." in words
+    assert "Nothing usable was written" in page_of(replace(silent, rationale="I cannot help.")).words
+    assert "None of its texts could be compared, so" in page_of(replace(silent, report="One lesion.")).words
+
+
+def test_a_reference_without_lesion_says_so(case: ShownCase) -> None:
+    reference = case.references[0]
+    healthy = replace(reference, mask=np.zeros(reference.image.shape, bool))
+    page = page_of(replace(case, references=[healthy], rejected=[]))
+    assert "kept0 glioma annotated: no lesion" in page.words
+    assert "Reference; annotated: no lesion" in [image["alt"] for image in page.all("img")]
+    assert "annotated: no lesion" not in page_of(case).words
+
+
+def test_long_texts_scroll_in_a_place_of_their_own(case: ShownCase) -> None:
+    assert not [a for a in page_of(case).all("div") if a.get("class") == "long"]
+    page = page_of(replace(case, report="Nothing in particular. " * 200))
+    long = [a for a in page.all("div") if a.get("class") == "long"]
+    assert len(long) == 3  # above the pictures, and beside both kinds of candidates
+    assert all(a["tabindex"] == "0" and a["aria-label"] == "Report" for a in long)
+
+
+def test_measures_and_branches_are_told(html: str, full: ReportData) -> None:
+    words = Page(html).words
+    assert "base is the plain decoder, without references; retrieval is the decoder that reads references." in words
+    assert "HD955.0 pixels" in words
+    assert "the image's diagonal where one outline is missing" in words
+    declared = {"declared": full.summary["branches"]["declared"]}
+    assert "A branch is" not in Page(render_report(ReportData("one", summary={"branches": declared}))).words
+
+
+def test_one_is_said_in_the_singular(case: ShownCase) -> None:
+    more = case.probability.copy()
+    more[0, 0] = 1
+    one = replace(case, probability=more, without_evidence=case.probability, branches={"base": case.probability})
+    one = replace(one, rejected=case.rejected[:1])
+    words = page_of(one).words
+    assert "The evidence added 1 pixel to the outline" in words
+    assert "1 pixel decided differently" in words
+    assert "1 similar image that the text step rejected" in words
 
 
 def test_an_empty_run_renders() -> None:
@@ -237,7 +294,7 @@ def test_summary_without_intervals(full: ReportData) -> None:
     part["metrics"] = dict.fromkeys(part["metrics"], unknown)
     branch = {"all": part, "by_class": {}, "by_size": {}}
     words = Page(render_report(ReportData("one", summary={"branches": {"declared": branch}}))).words
-    assert "Dice – mean of 1 cases" in words
+    assert "Dice – mean of 1 case " in words
     assert "interval" not in words
 
 
@@ -254,8 +311,8 @@ def test_a_map_of_another_size_is_refused(case: ShownCase) -> None:
 
 
 def test_numbers_for_readers() -> None:
-    values = [0.12345, 21.68, 1234, True, None, float("nan"), "text", -0.5]
-    assert [number(v) for v in values] == ["0.123", "21.7", "1,234", "True", "–", "–", "text", "-0.500"]
+    values = [0.12345, 21.68, 1234, True, None, float("nan"), "text", -0.5, -0.0001]
+    assert [number(v) for v in values] == ["0.123", "21.7", "1,234", "True", "–", "–", "text", "−0.500", "0.000"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -266,7 +323,7 @@ def test_colours_of_text_have_contrast(scheme: str) -> None:
     for text in ("ink", "quiet", "accent"):
         for ground in ("paper", "card"):
             assert contrast(colours[text], colours[ground]) >= 4.5
-    for line in ("s0", "s1", "s2", "s3"):
+    for line in ("s0", "s1", "s2", "s3", "s4", "s5"):
         assert contrast(colours[line], colours["paper"]) >= 3
 
 

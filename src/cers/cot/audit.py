@@ -23,13 +23,17 @@ _WORDS = r"(?u)\b\w+\b"
 
 @dataclass(frozen=True)
 class Flaw:
-    """One thing wrong with one text; `kind` groups them, `detail` says the rest."""
+    """One thing wrong with one text; `kind` groups them, `detail` says the rest.
+
+    `other` is the image whose text this one nearly is, where that is what is wrong.
+    """
 
     image: str
     role: Role
     where: str
     kind: str
     detail: str = ""
+    other: str | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}" if self.detail else self.kind

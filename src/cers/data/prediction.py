@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Compared = Literal["report", "rationale"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class CasePrediction:
 
     `references` were used, in order of rank; `rejected` are coarse candidates, by image similarity, that the fine step
     dropped. `at_least` is the share of the image that the lesion covers by what the references say, 0 where they do
-    not. `without_evidence` (H,W) is the same branch with retrieval switched off, where asked for.
+    not. `compared` is the kind of text that text similarities are of, None where no two texts were compared.
+    `without_evidence` (H,W) is the same branch with retrieval switched off, where asked for.
     """
 
     id: str
@@ -35,4 +39,5 @@ class CasePrediction:
     references: Sequence[Reference] = ()
     rejected: Sequence[Reference] = ()
     at_least: float = 0.0
+    compared: Compared | None = None
     without_evidence: NDArray[np.float32] | None = None

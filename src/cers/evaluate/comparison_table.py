@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from math import isnan
 
 from cers.evaluate.compare import Comparison, ComparisonTable, Row
-from cers.evaluate.render import count, duration, interval, latex, markdown, memory, number, signed
+from cers.evaluate.render import count, counted, duration, interval, latex, markdown, memory, number, signed
 from cers.evaluate.scored import Costs
 
 TEXT_MARK = "†"
@@ -83,8 +83,8 @@ def legend(table: ComparisonTable) -> list[str]:
         lines.append(
             f"Δ: difference to {table.reference}, paired by case and, from two common seeds on, by seed; its 95 % "
             "interval covers cases and, where either has two seeds or more, seeds. p: paired permutation test over "
-            f"cases or groups, Holm-adjusted for {table.comparisons} comparisons under the same metric; only the "
-            "interval knows that seeds differ."
+            f"cases or groups, Holm-adjusted for {counted(table.comparisons, 'comparison')} under the same metric; "
+            "only the interval knows that seeds differ."
         )
     if any(row.reads_text for row in table.rows):
         lines.append(f"{TEXT_MARK} reads a text (report or rationale) at test time.")
@@ -138,7 +138,7 @@ def _name(row: Row) -> str:
 
 def _scores(row: Row, titled: bool) -> list[str]:
     dice, iou = row.dice, row.by_metric["iou"]
-    n = f"{dice.n}" if dice.n == dice.groups else f"{dice.n} ({dice.groups} groups)"
+    n = f"{dice.n}" if dice.n == dice.groups else f"{dice.n} ({counted(dice.groups, 'group')})"
     cells = [*_title(row, titled), str(dice.seeds), n]
     cells += [_mean(dice), interval(dice.low, dice.high), _mean(iou), interval(iou.low, iou.high)]
     return cells + [

@@ -120,7 +120,7 @@ def differences(
 def information_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """A table, head first, of an audit's `information`: rationales beside chance and beside reports alone."""
     reports, gaps = summary.get("report", {}), summary.get("beyond_report", {})
-    rows = [["measure", "rationale", "95 % interval", "chance", "report alone", "rationale - report", "N"]]
+    rows = [["measure", "rationale", "95 % interval", "chance", "report alone", "rationale − report", "N"]]
     measures = [(title, summary["rationale"][name], name) for name, title in TITLES.items()]
     if equal := summary.get("first_among_equal_reports"):
         measures.append((EQUAL_REPORTS, equal, ""))

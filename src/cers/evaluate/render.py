@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 def number(value: float | None, digits: int = 3) -> str:
     """`value` with a fixed number of digits, or a dash where there is none."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None) -> str:
     """The two ends of an interval, or a dash where there is none."""
-    return "–" if number(low) == "–" else f"[{number(low)}, {number(high)}]".replace("-", "−")
+    return "–" if number(low) == "–" else f"[{number(low)}, {number(high)}]"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -23,7 +23,17 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def signed(value: float | None, digits: int = 3) -> str:
     """`value` with its sign, or a dash where there is none."""
-    return "–" if number(value, digits) == "–" else f"{value:+.{digits}f}".replace("-", "−")
+    return "–" if number(value, digits) == "–" else f"{value:+z.{digits}f}".replace("-", "−")
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share of 1 in percent."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def counted(n: int, noun: str) -> str:
+    """So many of what `noun` names in the singular: 1 pixel, 1,234 pixels."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def count(value: float | None) -> str:

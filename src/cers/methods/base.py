@@ -83,6 +83,7 @@ class Evidence:
     `index` (B,k) with `valid` (B,k) False where fewer than k cases could be had; `image_similarity` and
     `text_similarity` (B,k) are cosines; `attention` (B,k) is each reference's share of the cross attention.
     `candidates` (B,K) are the coarse candidates in order of image similarity, with their own two similarities.
+    `by_report` (B,) is True where the texts that were compared are reports, else they are rationales.
     `at_least` (B,) is the share of the image that the lesion covers by what the references say, 0 where they do not.
     """
 
@@ -95,6 +96,7 @@ class Evidence:
     candidates_valid: Tensor
     candidate_image_similarity: Tensor
     candidate_text_similarity: Tensor
+    by_report: Tensor
     attention: Tensor | None = None
     at_least: Tensor | None = None
 

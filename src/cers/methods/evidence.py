@@ -66,6 +66,7 @@ class Retriever:
             candidates_valid=found.candidates_valid,
             candidate_image_similarity=candidate_image,
             candidate_text_similarity=candidate_text,
+            by_report=self._by_report(pool, batch, found.candidates),
             at_least=smallest_size(pool.area[found.index], text, found.valid) if pool.shape.areas else None,
         )
 
@@ -87,6 +88,15 @@ class Retriever:
             return by_cot
         by_report = _cosine_or(blank, batch.report, batch.report_known, *reports, rows)
         return torch.where(by_report.isnan().all(dim=1, keepdim=True), by_cot, by_report)
+
+    def _by_report(self, pool: KnowledgePool, batch: Batch, rows: Tensor) -> Tensor:
+        """Which queries (B,) go by their report: those that have one, as has some of their `rows` (B,K) of the pool."""
+        if "report" not in self.strategy or batch.report_known is None:
+            return torch.zeros(len(batch), dtype=torch.bool, device=rows.device)
+        known = pool.report_known
+        if self._shuffled:
+            known = known[_derangement(len(pool)).to(known.device)]
+        return batch.report_known & known[rows].any(dim=1)
 
 
 def _cosine_or(

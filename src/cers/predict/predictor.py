@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cers.data.case import Batch, Case
 from cers.data.loaders import evaluation_batches, restore
-from cers.data.prediction import CasePrediction, Reference
+from cers.data.prediction import CasePrediction, Compared, Reference
 from cers.engine.device import prediction_accelerator
 from cers.material import unannotated
 from cers.methods.base import Evidence, Prediction
@@ -72,6 +72,7 @@ class Predictor:
             references=() if evidence is None else _references(evidence, row),
             rejected=() if evidence is None else _rejected(evidence, row),
             at_least=0.0 if evidence is None or evidence.at_least is None else float(evidence.at_least[row]),
+            compared=None if evidence is None else _compared(evidence, row),
             without_evidence=None if without is None else _restored(without[row], size),
         )
 
@@ -102,6 +103,12 @@ def _rejected(evidence: Evidence, row: int) -> list[Reference]:
         if evidence.candidates_valid[row, i]
         and (id_ := evidence.pool_ids[int(evidence.candidates[row, i])]) not in kept
     ]
+
+
+def _compared(evidence: Evidence, row: int) -> Compared | None:
+    if evidence.candidate_text_similarity[row].isnan().all():
+        return None
+    return "report" if evidence.by_report[row] else "rationale"
 
 
 def _ids(evidence: Evidence, index: Tensor, valid: Tensor) -> list[str]:

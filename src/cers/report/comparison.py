@@ -4,16 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from matplotlib.ticker import MaxNLocator
-
 from cers.evaluate.compare import ComparisonTable, Row
 from cers.evaluate.comparison_table import TEXT_MARK, parts
 from cers.evaluate.render import interval, number, signed
+from cers.report.curves import round_ticks
 from cers.report.page import environment
 
 SIGNIFICANT = 0.05
-ROW_HEIGHT = 22
-FOREST_LEFT, FOREST_RIGHT = 230, 620
+ROW_HEIGHT, BAR_BELOW = 42, 29
+"""A row of a forest plot: its name, and the bar below it."""
+FOREST_LEFT, FOREST_RIGHT = 24, 440
 CURVE_LEFT, CURVE_RIGHT, CURVE_TOP, CURVE_BOTTOM = 52, 560, 14, 340
 LABEL_GAP = 15
 
@@ -104,13 +104,13 @@ def forest_plots(table: ComparisonTable) -> list[Forest]:
     tested = [row for row in table.rows if not math.isnan(row.dice.difference)]
     if not tested:
         return []
-    ticks = _ticks([0.0, *(end for row in tested for end in _ends(row))], 5)
+    ticks = round_ticks([0.0, *(end for row in tested for end in _ends(row))], 5)
     x = _Axis(ticks[0], ticks[-1], FOREST_LEFT, FOREST_RIGHT)
     shown = [(x.place(tick), f"{tick:+.3g}".replace("-", "−") if tick else "0") for tick in ticks]
     plots = []
     for section in dict.fromkeys(row.section for row in tested):
         rows = [row for row in tested if row.section == section]
-        lines = [_forest_line(row, ROW_HEIGHT * (i + 0.5), x) for i, row in enumerate(rows)]
+        lines = [_forest_line(row, ROW_HEIGHT * i + BAR_BELOW, x) for i, row in enumerate(rows)]
         plots.append(Forest(section, ROW_HEIGHT * len(rows), x.place(0.0), shown, lines))
     return plots
 
@@ -124,7 +124,7 @@ def share_curves(table: ComparisonTable) -> Curves | None:
     if not courses:
         return None
     shares = sorted({row.share for rows in courses for row in rows if row.share})
-    ticks = _ticks([end for rows in courses for row in rows for end in _dice_ends(row)], 6)
+    ticks = round_ticks([end for rows in courses for row in rows for end in _dice_ends(row)], 6)
     x = _Axis(math.log(shares[0]), math.log(shares[-1]), CURVE_LEFT, CURVE_RIGHT)
     y = _Axis(ticks[0], ticks[-1], CURVE_BOTTOM, CURVE_TOP)
     labels = _spread([y.place(rows[-1].dice.mean) for rows in courses])
@@ -146,11 +146,6 @@ class _Axis:
 
     def place(self, value: float) -> float:
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
-
-
-def _ticks(values: Sequence[float], count: int) -> list[float]:
-    ticks = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(min(values), max(values))
-    return [float(tick) for tick in ticks]
 
 
 def _curve(rows: Sequence[Row], x: _Axis, y: _Axis, label: float) -> Curve:
@@ -183,7 +178,8 @@ def _spread(wanted: Sequence[float]) -> list[float]:
 
 def _forest_line(row: Row, y: float, x: _Axis) -> ForestLine:
     dice = row.dice
-    words = f"{signed(dice.difference)} {interval(dice.difference_low, dice.difference_high)}"
+    found = signed(dice.difference), interval(dice.difference_low, dice.difference_high)
+    words = " ".join(part for part in found if part != "–")
     low, high = _ends(row)
     sure = dice.p_holm < SIGNIFICANT and (dice.difference_low > 0 or dice.difference_high < 0)
     return ForestLine(

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cers.data.prediction import Compared
+
 
 @dataclass(frozen=True)
 class ShownReference:
@@ -39,8 +41,9 @@ class ShownCase:
 
     `heading` is chosen, best, median, worst or example. `probability`, each of `branches` and `without_evidence` (H,W)
     are in [0, 1]; `truth` (H,W) is None where nobody annotated the image. `references` are in order of rank, `rejected`
-    in order of image similarity; both are empty for a method without evidence. `at_least` is the share of the image
-    that the lesion covers by what the references say, 0 where they do not.
+    in order of image similarity; both are empty for a method without evidence. `compared` is the kind of text that text
+    similarities are of, None where no two texts were compared. `at_least` is the share of the image that the lesion
+    covers by what the references say, 0 where they do not.
 
     Raises:
         ValueError: a map has not the size of `image`.
@@ -59,6 +62,7 @@ class ShownCase:
     rationale: str | None = None
     references: Sequence[ShownReference] = ()
     rejected: Sequence[ShownReference] = ()
+    compared: Compared | None = None
     at_least: float = 0.0
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ Points = Mapping[int, float]
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 48, 408, 14, 198
 MAX_POINTS = 240
+_NOTHING = 1e-12
 NOT_CURVES = {"kind", "step", "steps", "stage", "epoch"}
 
 
@@ -105,8 +106,8 @@ def _draw(title: str, series: Mapping[str, Points], course: _Course, best: int |
     values = [value for points in series.values() for value in points.values()]
     if not values:
         return None
-    y_ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(min(values), max(values))
-    y_low, y_high = float(y_ticks[0]), float(y_ticks[-1])
+    y_ticks = round_ticks(values, 4)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def place(step: float, value: float) -> tuple[float, float]:
         x = LEFT + (step - course.first) / (course.last - course.first) * (RIGHT - LEFT)
@@ -125,6 +126,16 @@ def _draw(title: str, series: Mapping[str, Points], course: _Course, best: int |
         stages=[(place(start, y_low)[0], name) for name, start in course.stages.items()],
         best=None if best is None else (place(best, y_low)[0], best),
     )
+
+
+def round_ticks(values: Sequence[float], count: int) -> list[float]:
+    """Some `count` round numbers around all `values`; values that are all the same come to lie in the middle."""
+    low, high = min(values), max(values)
+    if math.isclose(low, high, rel_tol=1e-6, abs_tol=_NOTHING):
+        margin = 0.1 * (abs(high) if abs(high) > _NOTHING else 1.0)
+        low, high = low - margin, high + margin
+    ticks = MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    return [0.0 if abs(tick) < _NOTHING else float(tick) for tick in ticks]
 
 
 def _short(value: float) -> str:

@@ -3,17 +3,20 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from cers.cot.rationale import MalformedRationale, parse_rationale
 from cers.evaluate.metrics import overlap
+from cers.evaluate.render import counted
 from cers.report.content import ShownCase, ShownReference
 from cers.report.figures import SMALL, THUMBNAIL, contour, difference, picture, window
 
 ASPECTS = ("Texture", "Boundary", "Context", "Summary")
+MALFORMED = "Rationale: malformed, not used"
 _HEADING = re.compile(rf"(?:^|(?<=[.;]))[\s*_#-]*({'|'.join(ASPECTS)})[*_]*\s*:[*_]*", re.IGNORECASE | re.MULTILINE)
 _WORD = re.compile(r"\w{5,}")
 Map = NDArray[np.floating]
@@ -50,7 +53,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Column:
-    """One case of the evidence table; `texts` holds its rationale by aspect, words shared with the query marked."""
+    """One case of the evidence table.
+
+    `texts` holds its rationale by aspect, words shared with the query marked; all of it is under MALFORMED if it is.
+    """
 
     id: str
     panel: Panel
@@ -83,11 +89,21 @@ def _answering(case: ShownCase) -> list[str]:
 def columns(case: ShownCase, others: Sequence[ShownReference]) -> list[Column]:
     """The query and then each of `others`, ready to stand side by side."""
     outline = [Outline(contour(case.probability), "prediction", "prediction")]
-    query = split_aspects(case.rationale)
+    query = _as_read(case.rationale)
     first = Column(
         case.id, _panel("Query", case.image, outline, side=SMALL), case.label or "", case.report or "", query
     )
     return [first, *(_column(other, query) for other in others)]
+
+
+def _as_read(text: str | None) -> dict[str, str]:
+    """A rationale by aspect as its encoder read it, which knows nothing of a malformed one."""
+    if not text:
+        return {}
+    try:
+        return {name.capitalize(): said for name, said in asdict(parse_rationale(text)).items()}
+    except MalformedRationale:
+        return {MALFORMED: text.strip()}
 
 
 def split_aspects(text: str | None) -> dict[str, str]:
@@ -117,12 +133,21 @@ def explain(case: ShownCase) -> list[str]:
         said.append("The annotators saw no lesion here.")
     if case.without_evidence is not None:
         said.append(_change(case.probability, case.without_evidence, case.truth))
+    if case.rejected and case.compared is None:
+        said.append(_by_image_alone(case))
     kept, rejected = _span(case.references), _span(case.rejected)
     if kept and rejected:
         said.append(
-            f"By text, the retrieved cases are {kept} similar to the query and the rejected candidates {rejected}."
+            f"By {case.compared or 'text'}, the retrieved cases are {kept} similar to the query and the rejected "
+            f"candidates {rejected}."
         )
     return said
+
+
+def _by_image_alone(case: ShownCase) -> str:
+    usable = case.report or (case.rationale and MALFORMED not in _as_read(case.rationale))
+    why = "None of its texts could be compared" if usable else "Nothing usable was written of this image"
+    return f"{why}, so the cases were recalled by the image alone."
 
 
 def _prediction(case: ShownCase) -> Panel:
@@ -139,7 +164,8 @@ def _comparison(title: str, case: ShownCase, name: str, other: Map, other_name: 
     image, shown, against = case.image[rows, columns], ours[rows, columns], other[rows, columns]
     outlines = [Outline(contour(shown), "prediction", name), Outline(contour(against), "other", other_name)]
     changed = int(((ours >= 0.5) != (other >= 0.5)).sum())
-    note = f"{changed:,} pixels decided differently; probabilities differ by up to {np.abs(ours - other).max():.2f}"
+    most = np.abs(ours - other).max()
+    note = f"{counted(changed, 'pixel')} decided differently; probabilities differ by up to {most:.2f}"
     if image.shape != case.image.shape:
         note = f"enlarged; {note}"
     return _panel(title, difference(image, shown, against), outlines, (other_name, name), note)
@@ -157,11 +183,13 @@ def _panel(
 
 
 def _column(case: ShownReference, query: Mapping[str, str]) -> Column:
-    outlines = [] if case.mask is None else [Outline(contour(case.mask), "truth", "annotation")]
-    texts = {name: mark_shared(text, query.get(name, "")) for name, text in split_aspects(case.rationale).items()}
+    healthy = case.mask is not None and not case.mask.any()
+    outlines = [] if case.mask is None or healthy else [Outline(contour(case.mask), "truth", "annotation")]
+    note = "annotated: no lesion" if healthy else ""
+    texts = {name: mark_shared(text, query.get(name, "")) for name, text in _as_read(case.rationale).items()}
     return Column(
         case.id,
-        _panel("Reference", case.image, outlines, side=SMALL),
+        _panel("Reference", case.image, outlines, note=note, side=SMALL),
         case.label or "",
         case.report or "",
         texts,
@@ -187,7 +215,7 @@ def _change(probability: Map, without: Map, truth: NDArray[np.bool_] | None) -> 
     added, removed = int((on & ~off).sum()), int((off & ~on).sum())
     if not added and not removed:
         return "The outline is the same with the evidence switched off."
-    change = f"The evidence added {added:,} pixels to the outline and took {removed:,} away"
+    change = f"The evidence added {counted(added, 'pixel')} to the outline and took {removed:,} away"
     if truth is None:
         return f"{change}."
     return f"{change}: Dice {overlap(on, truth)[0]:.3f} with it, {overlap(off, truth)[0]:.3f} without."

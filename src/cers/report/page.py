@@ -9,16 +9,27 @@ import jinja2
 import yaml
 
 from cers.evaluate.metrics import METRICS
+from cers.evaluate.render import counted
 from cers.evaluate.table import DECLARED, shown_branches
 from cers.report.content import ReportData, ShownCase, ShownReference
 from cers.report.curves import training_charts, validation_chart
-from cers.report.evidence import ASPECTS, columns, explain, panels
+from cers.report.evidence import ASPECTS, MALFORMED, columns, explain, panels
 from cers.report.retrieval import meaning, strategies
 
 __all__ = ["ReportData", "ShownCase", "ShownReference", "render_report"]
 
 TITLES = {metric.name: metric.title for metric in METRICS}
-CASE_DIGITS = {"false_lesions": 0, "predicted_area": 0, "true_area": 0}
+DIGITS = {metric.name: metric.digits for metric in METRICS} | dict.fromkeys(
+    ("false_lesions", "predicted_area", "true_area"), 0
+)
+IN_PIXELS = {"hd95", "assd", "predicted_area", "true_area"}
+BRANCHES = {
+    "base": "the plain decoder, without references",
+    "retrieval": "the decoder that reads references",
+    "both": "the mean of their log-odds",
+    "references": "the masks of the references alone",
+    "sized": "the answer with outlines that are far too small enlarged",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ def render_report(data: ReportData) -> str:
             overall=_row("all cases", declared["all"]) if declared else None,
             groups=declared["all"].get("groups") if declared else None,
             tables=_tables(branches, declared),
+            branches={name: words for name, words in BRANCHES.items() if name in branches},
             retrieval=retrieval,
             retrieval_meaning=meaning(retrieval),
             k=settings.get("k", "k"),
@@ -94,7 +106,8 @@ def number(value: Any, digits: int | None = None) -> str:
         return str(value)
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.{digits if digits is not None else 3 if abs(value) < 10 else 1}f}"
+    shown = f"{value:z,.{digits if digits is not None else 3 if abs(value) < 10 else 1}f}"
+    return shown.replace("-", "−")
 
 
 def environment() -> jinja2.Environment:
@@ -106,7 +119,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, cell=_cell)
-    environment.globals.update(panels=panels, columns=columns, explain=explain, aspects=ASPECTS)
-    environment.globals.update(metric_titles=TITLES, case_digits=CASE_DIGITS)
+    environment.filters.update(number=number, cell=_cell, counted=counted)
+    environment.globals.update(panels=panels, columns=columns, explain=explain, aspects=ASPECTS, malformed=MALFORMED)
+    environment.globals.update(metric_titles=TITLES, digits=DIGITS, in_pixels=IN_PIXELS)
     return environment

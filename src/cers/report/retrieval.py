@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cers.evaluate.render import percent
+
 Quality = Mapping[str, Any]
 
 
@@ -32,13 +34,9 @@ def meaning(shown: Sequence[Strategy]) -> str:
     ):
         found, chance = own.quality[measure]["mean"], own.quality[f"{kind}_chance"]["mean"]
         if found is not None:
-            claim, verdict = said.format(name=own.name, share=_percent(found)), _verdict(own.quality[f"{kind}_lift"])
-            return f"{claim}, against {_percent(chance)} for cases drawn at random: {verdict}."
+            claim, verdict = said.format(name=own.name, share=percent(found)), _verdict(own.quality[f"{kind}_lift"])
+            return f"{claim}, against {percent(chance)} for cases drawn at random: {verdict}."
     return f"Neither classes nor reports are known, so the cases that “{own.name}” retrieves cannot be judged by them."
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _verdict(lift: Mapping[str, float | None]) -> str:
