@@ -71,11 +71,11 @@ def test_images_do_not_depend_on_each_other():
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [(slice(0, 4), False), (slice(2, 6), False), (slice(3, 8), True), (slice(4, 8), True), (slice(0, 0), True)],
-    ids=["the same", "a third in common", "an eighth in common", "another place", "nothing"],
+    ids=["the same", "half of it", "a fifth of it", "another place", "nothing"],
 )
-def test_references_contradict_what_is_outlined_elsewhere(rows, expected):
-    theirs, probability = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 8)
-    theirs[:, :, :4] = 0.8
+def test_references_contradict_an_outline_that_they_hold_for_background(rows, expected):
+    said, probability = torch.full((1, 1, 8, 8), -0.5), torch.zeros(1, 1, 8, 8)
+    said[:, :, :4] = 1.0
     probability[:, :, rows] = 0.9
-    assert contradicted(probability, theirs).tolist() == [expected]
-    assert contradicted(probability, torch.zeros_like(theirs)).tolist() == [False]  # they outline nothing
+    assert contradicted(probability, said).tolist() == [expected]
+    assert contradicted(probability, torch.full_like(said, -0.5)).tolist() == [False]  # they mark nothing

@@ -214,8 +214,8 @@ class CERS(Method):
         With `reference_sizes` branch `sized` is the declared one, grown where it is much smaller than its references;
         it is the answer if validation images were the better for it.
         Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
-        no mask, in a pool that was extended since, it is outlined along the image, and the answer if it contradicts the
-        declared branch.
+        no mask, in a pool that was extended since, it is outlined along the image, and the answer if it holds what is
+        outlined otherwise for background.
         """
         features = self.encoder(batch.images)
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
@@ -223,16 +223,16 @@ class CERS(Method):
         logits = {"retrieval": decoded.retrieval.float(), "base": decoded.base.float()}
         if self.settings.output == "both":
             logits["both"] = (logits["retrieval"] + logits["base"]) / 2
-        branches = {name: said.sigmoid() for name, said in logits.items()}
-        declared = probability = branches[self.settings.output]
+        branches = {name: values.sigmoid() for name, values in logits.items()}
+        probability = branches[self.settings.output]
         if evidence is not None and evidence.at_least is not None:
             branches["sized"] = grown(logits[self.settings.output], evidence.at_least).sigmoid()
             if self.size_gain > 0:
                 probability = branches["sized"]
         if evidence is not None and decoded.margins is not None:
-            asked = self._asks_for_new_knowledge(evidence)
-            branches["references"] = theirs = _said_by_references(batch, decoded.margins, asked)
-            doubted = asked & contradicted(declared, theirs)
+            asked, said = self._asks_for_new_knowledge(evidence), pointed(decoded.margins, batch.size)
+            branches["references"] = theirs = _said_by_references(batch, said, asked)
+            doubted = asked & contradicted(probability, said)
             probability = torch.where(doubted[:, None, None, None], theirs, probability)
         return Prediction(probability, branches, evidence and evidence.with_attention(decoded.attention))
 
@@ -382,9 +382,8 @@ def _studied(batch: SemiBatch, lesson: Lesson) -> SemiBatch:
     return replace(batch, unlabelled=replace(batch.unlabelled, images=lesson.images))
 
 
-def _said_by_references(batch: Batch, margins: list[Tensor], asked: Tensor) -> Tensor:
+def _said_by_references(batch: Batch, said: Tensor, asked: Tensor) -> Tensor:
     """Probability of lesion by the references alone (B,1,H,W); along the edges of the image where they are `asked`."""
-    said = pointed(margins, batch.size)
     probability = said.sigmoid()
     probability[asked] = outline(batch.images[asked], said[asked])
     return probability

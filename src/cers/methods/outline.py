@@ -12,7 +12,6 @@ from torch import Tensor
 SURE_LESION = 0.7  # from this share of an image's highest logit on
 SURE_BACKGROUND = -0.5  # up to this logit
 LESION, BACKGROUND = 1, 2  # seeds; 0 is undecided
-AGREEMENT = 0.2  # IoU from which two outlines are of the same place
 
 
 def outline(images: Float[Tensor, "B C H W"], pointed: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B 1 H W"]:
@@ -37,8 +36,11 @@ def _walked(image: Float[Tensor, "H W"], seeds: Int[Tensor, "H W"]) -> Float[Ten
     return torch.from_numpy(random_walker(*numbers, mode="bf", return_full_prob=True)[LESION - 1])
 
 
-def contradicted(probability: Float[Tensor, "B 1 H W"], theirs: Float[Tensor, "B 1 H W"]) -> Bool[Tensor, " B"]:
-    """Whether references outline something (`theirs` above 0.5), and in another place than `probability` does."""
-    outlined, marked = (theirs > 0.5).flatten(1), (probability > 0.5).flatten(1)
-    common, either = (outlined & marked).sum(dim=1), (outlined | marked).sum(dim=1)
-    return outlined.any(dim=1) & (common < AGREEMENT * either)
+def contradicted(probability: Float[Tensor, "B 1 H W"], pointed: Float[Tensor, "B 1 H W"]) -> Bool[Tensor, " B"]:
+    """Whether references mark a place (`pointed` above 0), and hold that which `probability` outlines for background.
+
+    Where it outlines nothing, marking a place is enough.
+    """
+    outlined, logits = (probability > 0.5).flatten(1), pointed.flatten(1)
+    mean = (logits * outlined).sum(dim=1) / outlined.sum(dim=1)  # not a number where nothing is outlined
+    return (logits > 0).any(dim=1) & ~(mean > 0)
