@@ -549,7 +549,7 @@ def test_references_answer_for_a_new_class_where_they_contradict_the_decoder(sil
     assert 0 < asked.sum() < len(asked)
     assert torch.allclose(alone[asked], outline(query().images[asked], coarse[asked].logit()), atol=1e-5)
     assert torch.equal(alone[~asked], coarse[~asked])
-    answers = asked & contradicted(before.probability, coarse.logit())
+    answers = asked & contradicted(before.probability, alone, coarse.logit())
     assert answers.any() or not silent
     assert torch.equal(after.probability[answers], alone[answers])
     assert torch.equal(after.probability[~answers], before.probability[~answers])

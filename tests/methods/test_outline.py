@@ -70,12 +70,13 @@ def test_images_do_not_depend_on_each_other():
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
-    [(slice(0, 4), False), (slice(2, 6), False), (slice(3, 8), True), (slice(4, 8), True), (slice(0, 0), True)],
-    ids=["the same", "half of it", "a fifth of it", "another place", "nothing"],
+    [(slice(0, 4), False), (slice(0, 5), False), (slice(2, 6), True), (slice(4, 8), True), (slice(0, 0), True)],
+    ids=["the same", "a little more", "half of it", "another place", "nothing"],
 )
-def test_references_contradict_an_outline_that_they_hold_for_background(rows, expected):
-    said, probability = torch.full((1, 1, 8, 8), -0.5), torch.zeros(1, 1, 8, 8)
+def test_references_contradict_an_outline_to_which_they_prefer_their_own(rows, expected):
+    said, probability = torch.full((1, 1, 8, 8), -0.2), torch.zeros(1, 1, 8, 8)
     said[:, :, :4] = 1.0
     probability[:, :, rows] = 0.9
-    assert contradicted(probability, said).tolist() == [expected]
-    assert contradicted(probability, torch.full_like(said, -0.5)).tolist() == [False]  # they mark nothing
+    assert contradicted(probability, said.sigmoid(), said).tolist() == [expected]
+    nothing = torch.full_like(said, -0.2)
+    assert contradicted(probability, nothing.sigmoid(), nothing).tolist() == [False]

@@ -214,8 +214,8 @@ class CERS(Method):
         With `reference_sizes` branch `sized` is the declared one, grown where it is much smaller than its references;
         it is the answer if validation images were the better for it.
         Branch `references` is there with `reference_masks`. Where most references are of a class of which training had
-        no mask, in a pool that was extended since, it is outlined along the image, and the answer if it holds what is
-        outlined otherwise for background.
+        no mask, in a pool that was extended since, it is outlined along the image, and the answer where it prefers that
+        place to the one outlined otherwise.
         """
         features = self.encoder(batch.images)
         evidence = self._retrieve(batch, features[-1]) if use_evidence else None
@@ -232,7 +232,7 @@ class CERS(Method):
         if evidence is not None and decoded.margins is not None:
             asked, said = self._asks_for_new_knowledge(evidence), pointed(decoded.margins, batch.size)
             branches["references"] = theirs = _said_by_references(batch, said, asked)
-            doubted = asked & contradicted(probability, said)
+            doubted = asked & contradicted(probability, theirs, said)
             probability = torch.where(doubted[:, None, None, None], theirs, probability)
         return Prediction(probability, branches, evidence and evidence.with_attention(decoded.attention))
 

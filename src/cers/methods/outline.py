@@ -11,6 +11,7 @@ from torch import Tensor
 
 SURE_LESION = 0.7  # from this share of an image's highest logit on
 SURE_BACKGROUND = -0.5  # up to this logit
+PREFERRED = 0.25  # logits by which references prefer one place to another
 LESION, BACKGROUND = 1, 2  # seeds; 0 is undecided
 
 
@@ -36,11 +37,19 @@ def _walked(image: Float[Tensor, "H W"], seeds: Int[Tensor, "H W"]) -> Float[Ten
     return torch.from_numpy(random_walker(*numbers, mode="bf", return_full_prob=True)[LESION - 1])
 
 
-def contradicted(probability: Float[Tensor, "B 1 H W"], pointed: Float[Tensor, "B 1 H W"]) -> Bool[Tensor, " B"]:
-    """Whether references mark a place (`pointed` above 0), and hold that which `probability` outlines for background.
+def contradicted(
+    probability: Float[Tensor, "B 1 H W"], theirs: Float[Tensor, "B 1 H W"], pointed: Float[Tensor, "B 1 H W"]
+) -> Bool[Tensor, " B"]:
+    """Whether references prefer the place that they outline (`theirs`) to that which `probability` outlines.
 
-    Where it outlines nothing, marking a place is enough.
+    They do where the mean of their logits `pointed` is higher there by more than PREFERRED, or nothing else is
+    outlined.
     """
-    outlined, logits = (probability > 0.5).flatten(1), pointed.flatten(1)
-    mean = (logits * outlined).sum(dim=1) / outlined.sum(dim=1)  # not a number where nothing is outlined
-    return (logits > 0).any(dim=1) & ~(mean > 0)
+    there, here = _mean_inside(pointed, theirs), _mean_inside(pointed, probability)
+    return (there - here > PREFERRED) | (here.isnan() & ~there.isnan())
+
+
+def _mean_inside(pointed: Float[Tensor, "B 1 H W"], probability: Float[Tensor, "B 1 H W"]) -> Float[Tensor, " B"]:
+    """Mean logit where `probability` is above 0.5; not a number where it nowhere is."""
+    outlined = (probability > 0.5).flatten(1)
+    return (pointed.flatten(1) * outlined).sum(dim=1) / outlined.sum(dim=1)
