@@ -148,6 +148,12 @@ def test_images_without_mask_are_outlined(evaluated: Path, scans: Path, split_fi
     assert [line["id"] for line in lines] == sorted(test)
     elsewhere = succeeds("predict", evaluated, new, "--out", tmp_path / "out")
     assert (tmp_path / "out" / "masks" / f"{test[0]}.png").is_file(), elsewhere.stdout
+    bare = succeeds("predict", evaluated, new / "images", "--out", tmp_path / "bare")
+    assert "no image has a report or rationale, which cers reads" in bare.stderr
+    assert len(list((tmp_path / "bare" / "masks").iterdir())) == len(list((new / "images").iterdir()))
+    assert "goes by the image" not in elsewhere.stderr
+    shutil.copy(new / "images" / f"{test[0]}.png", new / "images" / f"{test[0]}.PNG")
+    assert "same stem" in refused("predict", evaluated, new / "images")
     assert "no dataset at" in refused("predict", evaluated, tmp_path / "gone")
 
 

@@ -10,7 +10,7 @@ from cers.cli.console import counted, note, say
 
 def predict(
     run: Annotated[Path, typer.Argument(help="The run's folder.")],
-    data: Annotated[Path, typer.Argument(help="Folder or table of the images; masks are not needed.")],
+    data: Annotated[Path, typer.Argument(help="Folder of images, dataset, or table of images with reports.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Where the run's own data are now, e.g. data.path=/new/place/brisc2025")
     ] = None,
@@ -29,7 +29,15 @@ def predict(
         note(f"{stopped}. These are its best weights so far.")
     with counted("outlining") as on_case:
         written = predict(
-            run, data, overrides or (), layout=layout, rationales=rationales, pool=pool, out=out, on_case=on_case
+            run,
+            data,
+            overrides or (),
+            layout=layout,
+            rationales=rationales,
+            pool=pool,
+            out=out,
+            on_case=on_case,
+            on_note=note,
         )
     say(f"masks: {written / 'masks'}")
     say(f"recalled cases: {written / 'evidence.jsonl'}")

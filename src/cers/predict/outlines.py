@@ -11,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cers.data.case import Case
+from cers.data.folders import list_images
 from cers.data.layouts import load_cases
+from cers.data.manifest import find_manifest
 from cers.data.prediction import CasePrediction
+from cers.data.problems import Problem
+from cers.errors import CersError
 from cers.files import AnyPath, write_atomic
 from cers.predict.pools import load_pool
 from cers.predict.predictor import Predictor
@@ -32,23 +36,37 @@ def predict(
     pool: AnyPath | None = None,
     out: AnyPath | None = None,
     on_case: OnCase | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Path:
-    """Outline every image of `data` by the run in `folder`; masks that it has are not opened. Returns the folder.
+    """Outline every image of `data`, a dataset or a folder of images, by the run in `folder`. Masks are not opened.
 
-    Writes into `out` (default: `prediction_folder`) what `write_outlines` says. `rationales` is a CSV of texts as in
-    training, `pool` a knowledge pool in the place of the run's own, `overrides` say where the run's data are now.
+    Writes into `out` (default: `prediction_folder`), which is returned, what `write_outlines` says. `rationales` is a
+    CSV of texts as in training, `pool` a knowledge pool in the place of the run's own, `overrides` say where the run's
+    data are now. `on_note` is told where a method that reads has nothing to read.
 
     Raises:
         CersError: no trained run, no such dataset, an image that cannot be read, or a pool of another encoder.
     """
     folder, data = Path(folder), Path(data)
     run = load_run(folder, overrides)
-    cases = load_cases(data, layout, rationales=rationales)
+    cases = _bare_images(data) if layout == "auto" else []
+    cases = cases or load_cases(data, layout, rationales=rationales)
+    if on_note is not None and run.method.reads_text and not any(case.report or case.rationale for case in cases):
+        on_note(f"no image has a report or rationale, which {run.config.method.name} reads: it goes by the image alone")
     out = prediction_folder(folder, data) if out is None else Path(out)
     predictor = Predictor(run, cases, pool=None if pool is None else load_pool(run, Path(pool)))
     for _ in write_outlines(predictor, cases, out, on_case):
         pass
     return out
+
+
+def _bare_images(folder: Path) -> list[Case]:
+    """The images of a folder that is no dataset; none of one that is."""
+    problems: list[Problem] = []
+    images = list_images(folder, problems) if folder.is_dir() and find_manifest(folder) is None else {}
+    if images and (error := next((p for p in problems if p.level == "error"), None)):
+        raise CersError(f"{error.where}: {error.message}")
+    return [Case(id_, path) for id_, path in images.items()]
 
 
 def prediction_folder(folder: Path, data: Path) -> Path:
