@@ -152,6 +152,10 @@ def test_images_without_mask_are_outlined(evaluated: Path, scans: Path, split_fi
     assert "no image has a report or rationale, which cers reads" in bare.stderr
     assert len(list((tmp_path / "bare" / "masks").iterdir())) == len(list((new / "images").iterdir()))
     assert "goes by the image" not in elsewhere.stderr
+    before = {path: path.read_bytes() for path in (scans / "masks").iterdir()}
+    assert f"{scans / 'masks'} holds masks of something else" in refused("predict", evaluated, new, "--out", scans)
+    assert {path: path.read_bytes() for path in (scans / "masks").iterdir()} == before
+    succeeds("predict", evaluated, new, "--out", tmp_path / "out")
     shutil.copy(new / "images" / f"{test[0]}.png", new / "images" / f"{test[0]}.PNG")
     assert "same stem" in refused("predict", evaluated, new / "images")
     assert "no dataset at" in refused("predict", evaluated, tmp_path / "gone")

@@ -1,12 +1,16 @@
-"""Writing files so that a kill at any moment leaves either the old content or the new."""
+"""Writing files so that a kill leaves either the old content or the new, and one process at a time in a folder."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from cers.errors import CersError
 
 AnyPath = Path | str
+LOCK = ".lock"
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:
@@ -25,3 +29,26 @@ def write_atomic(path: Path, data: str | bytes) -> None:
             temporary.unlink()
         hint = "mend its permissions" if isinstance(error, PermissionError) else "free space"
         raise CersError(f"cannot write {path}: {error.strerror}; {hint} or choose another folder") from None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run for this process: two that train into one would spoil each other's files.
+
+    Raises:
+        CersError: another process holds it, or nothing can be written there.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CersError(
+            f"another process is training {folder}; wait for it, or name another folder with --out"
+        ) from None
+    except OSError as error:
+        raise CersError(f"cannot write {folder}: {error.strerror}; name another folder with --out") from None
+    try:
+        yield
+    finally:
+        lock.release()

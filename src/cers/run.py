@@ -3,8 +3,7 @@
 import json
 import platform
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -12,7 +11,6 @@ from statistics import median
 from typing import Any, Self
 
 import torch
-from filelock import FileLock, Timeout
 
 from cers import __version__
 from cers.config import FREE, MaskReading, RunConfig, dump_config, load_config
@@ -26,7 +24,7 @@ from cers.engine.log import OnRow, read_log
 from cers.engine.trainer import Streams, Trainer
 from cers.engine.weights import build_encoder, fingerprint
 from cers.errors import CersError
-from cers.files import AnyPath, write_atomic
+from cers.files import LOCK, AnyPath, alone, write_atomic
 from cers.material import Decoding, dataset_cases, fit_texts, load_dataset, make_batches, training_cases, with_groups
 from cers.methods.base import Method, Setup
 from cers.methods.registry import create_method, method_settings
@@ -36,7 +34,6 @@ from cers.text.encoders import TextEncoders
 # What a folder holds before it can be resumed, and what every run holds from then on.
 BEGUN = {"split.json", "text"}
 COMPLETE = {"config.yaml", *BEGUN}
-LOCK = ".lock"
 
 
 # What the state of a finished run says of its price, for `run.json`.
@@ -143,7 +140,7 @@ def train(
     _require_free(folder, overwrite)
     # Everything is read before an older run is deleted.
     new = prepare(config, folder, on_note=on_note, on_row=on_row, on_decode=on_decode)
-    with _alone(folder):
+    with alone(folder):
         _require_free(folder, overwrite)  # another process may have been faster
         if overwrite:
             _clear(folder)
@@ -202,7 +199,7 @@ def resume(
     split = _own_split(folder)
     cases = dataset_cases(config, split)
     texts = TextEncoders.load(folder / "text", config.text)
-    with _alone(folder):
+    with alone(folder):
         return _run(_trainer(config, folder, cases, split, texts, on_row, on_decode))
 
 
@@ -282,29 +279,6 @@ def _require_free(folder: Path, overwrite: bool) -> None:
         again = f"cers train --resume {quote(str(folder))}"
         raise CersError(f"{folder} holds a run; go on with `{again}`, or pass --overwrite")
     raise CersError(f"{folder} is not empty and holds no run; delete it, or name another folder with --out")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the run for this process: two that trained into one folder would spoil each other's files.
-
-    Raises:
-        CersError: another process holds it, or nothing can be written there.
-    """
-    lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise CersError(
-            f"another process is training {folder}; wait for it, or name another folder with --out"
-        ) from None
-    except OSError as error:
-        raise CersError(f"cannot write {folder}: {error.strerror}; name another folder with --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _clear(folder: Path) -> None:

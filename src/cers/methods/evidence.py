@@ -79,24 +79,24 @@ class Retriever:
     ) -> Tensor:
         """Cosine of the strategy's text (B,N), or (B,K) for some rows of the pool; NaN where either side has none."""
         blank = torch.full_like(like if rows is None else like.gather(1, rows), torch.nan)
-        rationales, reports = (pool.cot, pool.cot_known), (pool.report, pool.report_known)
-        if self._shuffled:
-            deal = _derangement(len(pool)).to(pool.cot.device)
-            rationales, reports = ((texts[deal], known[deal]) for texts, known in (rationales, reports))
-        by_cot = _cosine_or(blank, cot, batch.cot_known, *rationales, rows)
+        deal = self._deal(pool)
+        by_cot = _cosine_or(blank, cot, batch.cot_known, pool.cot[deal], pool.cot_known[deal], rows)
         if "report" not in self.strategy:
             return by_cot
-        by_report = _cosine_or(blank, batch.report, batch.report_known, *reports, rows)
+        by_report = _cosine_or(
+            blank, batch.report, batch.report_known, pool.report[deal], pool.report_known[deal], rows
+        )
         return torch.where(by_report.isnan().all(dim=1, keepdim=True), by_cot, by_report)
 
     def _by_report(self, pool: KnowledgePool, batch: Batch, rows: Tensor) -> Tensor:
         """Which queries (B,) go by their report: those that have one, as has some of their `rows` (B,K) of the pool."""
         if "report" not in self.strategy or batch.report_known is None:
             return torch.zeros(len(batch), dtype=torch.bool, device=rows.device)
-        known = pool.report_known
-        if self._shuffled:
-            known = known[_derangement(len(pool)).to(known.device)]
-        return batch.report_known & known[rows].any(dim=1)
+        return batch.report_known & pool.report_known[self._deal(pool)][rows].any(dim=1)
+
+    def _deal(self, pool: KnowledgePool) -> Tensor | slice:
+        """Whose text each case of the pool is known by: its own, or in a shuffled control another's."""
+        return _derangement(len(pool)).to(pool.cot.device) if self._shuffled else slice(None)
 
 
 def _cosine_or(

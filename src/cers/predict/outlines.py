@@ -41,15 +41,16 @@ def predict(
     """Outline every image of `data`, a dataset or a folder of images, by the run in `folder`. Masks are not opened.
 
     Writes into `out` (default: `prediction_folder`), which is returned, what `write_outlines` says. `rationales` is a
-    CSV of texts as in training, `pool` a knowledge pool in the place of the run's own, `overrides` say where the run's
-    data are now. `on_note` is told where a method that reads has nothing to read.
+    CSV of texts as in training, for a dataset or a table; `pool` is a knowledge pool in the place of the run's own,
+    `overrides` say where the run's data are now. `on_note` is told where a method that reads has nothing to read.
 
     Raises:
-        CersError: no trained run, no such dataset, an image that cannot be read, or a pool of another encoder.
+        CersError: no trained run, no such dataset, an image that cannot be read, a pool of another encoder, or masks of
+            something else in `out`.
     """
     folder, data = Path(folder), Path(data)
     run = load_run(folder, overrides)
-    cases = _bare_images(data) if layout == "auto" else []
+    cases = _bare_images(data) if layout == "auto" and rationales is None else []
     cases = cases or load_cases(data, layout, rationales=rationales)
     if on_note is not None and run.method.reads_text and not any(case.report or case.rationale for case in cases):
         on_note(f"no image has a report or rationale, which {run.config.method.name} reads: it goes by the image alone")
@@ -85,8 +86,15 @@ def write_outlines(
     """Predict `cases` one by one; keep `masks/<id>.png`, at the size of the images, and `evidence.jsonl` in `out`.
 
     Once all are done, masks that an earlier call left there of other cases are removed.
+
+    Raises:
+        CersError: `out` holds masks that are not of such a call: a dataset's own would be lost.
     """
     evidence: list[str] = []
+    if not (written := out / "evidence.jsonl").exists():
+        if (out / "masks").exists():
+            raise CersError(f"{out / 'masks'} holds masks of something else; name another folder, or delete it")
+        write_atomic(written, "")  # a call that is killed may be made again
     for done, prediction in enumerate(predictor.predict(), start=1):
         _write_mask(_mask_file(out, prediction.id), prediction.probability >= THRESHOLD)
         references = [asdict(reference) for reference in prediction.references]
@@ -96,7 +104,7 @@ def write_outlines(
         if on_case is not None:
             on_case(done, len(cases))
         yield prediction
-    write_atomic(out / "evidence.jsonl", "".join(evidence))
+    write_atomic(written, "".join(evidence))
     for stale in set((out / "masks").glob("*.png")) - {_mask_file(out, case.id) for case in cases}:
         stale.unlink()
 
